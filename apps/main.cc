@@ -1,0 +1,26 @@
+#include <cstdio>
+
+#include "command.h"
+
+namespace dsv4::apps {
+
+int fail(const Status& status) {
+  std::fprintf(stderr, "dsv4: %s\n", status.message().c_str());
+  return status.code() == Code::kCancelled ? kExitInterrupted : kExitFailed;
+}
+
+}  // namespace dsv4::apps
+
+int main(int argc, char** argv) {
+  CLI::App app{"dsv4: native inference for the DeepSeek-V4 family"};
+  app.require_subcommand(1);
+  int exit_code = dsv4::apps::kExitOk;
+  dsv4::apps::add_version(app, exit_code);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    const int code = app.exit(e);
+    return code == 0 ? 0 : dsv4::apps::kExitUsage;
+  }
+  return exit_code;
+}

@@ -1,0 +1,55 @@
+// Backend: memory, streams, packing and the op table of one kind of device.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "base/buffer.h"
+#include "dsv4/status.h"
+#include "ops/cache_spec.h"
+#include "ops/op_table.h"
+#include "ops/weight.h"
+
+namespace dsv4 {
+
+// An order of execution. On the CPU everything has happened when an op returns.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+};
+
+struct MemoryInfo {
+  size_t total = 0, available = 0;  // bytes of the memory where weights and cache live
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string_view name() const = 0;   // "reference", "cpu", "cuda"
+  virtual std::string describe() const = 0;    // one line for people: device, ISA, threads
+  virtual const OpTable& ops() const = 0;
+  virtual MemoryInfo memory() const = 0;
+  virtual KvFormat kv_format() const = 0;      // rows of ring and entries that its ops expect
+
+  // Memory for weights, cache and activations; 256-byte aligned, zero-filled.
+  virtual Result<Buffer> allocate(size_t bytes) = 0;
+  virtual Result<std::unique_ptr<Stream>> make_stream() = 0;
+  virtual Status upload(Stream& stream, void* dst, const void* host_src, size_t bytes) = 0;
+  virtual Status download(Stream& stream, void* host_dst, const void* src, size_t bytes) = 0;
+  virtual Status synchronize(Stream& stream) = 0;
+
+  // The physical layout of a weight. `unpack` is its inverse: the published bytes of source `index`
+  // (weight, then scale), bit for bit; tests hold every backend to it.
+  virtual Result<PackedWeight> pack(const PackRequest& request) = 0;
+  virtual Status unpack(const PackedWeight& packed, int64_t index, void* weight, void* scale) = 0;
+  // Memory that pack would own for this request; sources need dtype and shape only.
+  virtual size_t packed_bytes(const PackRequest& request) const = 0;
+};
+
+// Bytes of one key/value row.
+int64_t kv_row_bytes(KvFormat format, int64_t head_dim, int64_t rope_dim);
+
+}  // namespace dsv4

@@ -1,0 +1,39 @@
+// CacheSpec: what each layer stores per sequence (ring, tails) and per span of tokens (compressed
+// entries, indexer keys). Written by the model from its layer plan; read by the cache, which
+// allocates it, and by the memory plan, which adds it up.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace dsv4 {
+
+// How one key/value row of head_dim values lies in memory.
+enum class KvFormat : uint8_t {
+  kBf16,     // head_dim BF16 values, already rounded by kv8
+  kFp8Rope,  // E4M3 codes + BF16 RoPE dims + UE8M0 per 64, padded: (d-r) + 2r + 8 bytes
+};
+
+struct CompressorSpec {
+  int64_t ratio = 0;      // tokens per entry; 0 = this layer has no such compressor
+  bool overlap = false;   // entries pool two windows (CSA)
+  int64_t dim = 0;        // values of an entry
+  int64_t columns() const { return overlap ? 2 * dim : dim; }
+  // Rows that unfinished entries may still need, before any spare for rollback.
+  int64_t window_rows() const { return overlap ? 2 * ratio : ratio; }
+};
+
+struct LayerCacheSpec {
+  int64_t window = 0;    // sliding window W
+  int64_t head_dim = 0;  // values of a key/value row
+  int64_t rope_dim = 0;
+  CompressorSpec entries;  // CSA or HCA main cache
+  CompressorSpec keys;     // CSA indexer keys
+};
+
+struct CacheSpec {
+  std::vector<LayerCacheSpec> layers;  // main layers, then the MTP blocks
+  int64_t span = 256;                  // tokens per page id; a multiple of every ratio
+};
+
+}  // namespace dsv4
