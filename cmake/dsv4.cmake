@@ -21,6 +21,40 @@ endif()
 add_library(dsv4_public INTERFACE)
 target_include_directories(dsv4_public INTERFACE "${PROJECT_SOURCE_DIR}/include")
 
+# header_self_containment: every header compiles alone, with no more than its own folder's
+# dependencies. Not part of a normal build; the test `lint_headers` builds it.
+add_custom_target(header_self_containment)
+
+# dsv4_header_check(name TARGET HEADERS...): HEADERS as they are included, each in a file of its own.
+function(dsv4_header_check name target)
+  set(sources)
+  foreach(header IN LISTS ARGN)
+    string(MAKE_C_IDENTIFIER "${header}" id)
+    set(source "${PROJECT_BINARY_DIR}/headers/${name}/${id}.cc")
+    # Twice: the guard works too.
+    set(text "#include \"${header}\"\n#include \"${header}\"\n")
+    set(found "")
+    if(EXISTS "${source}")
+      file(READ "${source}" found)
+    endif()
+    if(NOT found STREQUAL text)
+      file(WRITE "${source}" "${text}")
+    endif()
+    list(APPEND sources "${source}")
+  endforeach()
+  if(NOT sources)
+    return()
+  endif()
+  add_library(headers_${name} OBJECT EXCLUDE_FROM_ALL ${sources})
+  target_link_libraries(headers_${name} PRIVATE ${target} dsv4_flags)
+  target_compile_options(headers_${name} PRIVATE -O0 -g0)
+  add_dependencies(header_self_containment headers_${name})
+endfunction()
+
+file(GLOB headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/include"
+     "${PROJECT_SOURCE_DIR}/include/dsv4/*.h")
+dsv4_header_check(public dsv4_public ${headers})
+
 # dsv4_library(backends/cpu SOURCES a.cc b.cc DEPS ops formats PRIVATE_DEPS hwy::hwy)
 # Target name: dsv4_ + folder with '/' as '_'. DEPS are other folders of src/, PRIVATE_DEPS any target.
 function(dsv4_library folder)
@@ -40,4 +74,8 @@ function(dsv4_library folder)
     string(REPLACE "/" "_" dep "${dep}")
     target_link_libraries(${target} PUBLIC dsv4_${dep})
   endforeach()
+
+  file(GLOB_RECURSE headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/src"
+       "${PROJECT_SOURCE_DIR}/src/${folder}/*.h")
+  dsv4_header_check(${name} ${target} ${headers})
 endfunction()
