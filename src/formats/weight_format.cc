@@ -1,5 +1,6 @@
 #include "formats/weight_format.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -70,8 +71,29 @@ float dequantise_at(WeightFormat format, const void* weight, const void* scale, 
 
 void dequantise_row(WeightFormat format, const void* weight, const void* scale, float global,
                     int64_t rows, int64_t cols, int64_t row, float* out) {
-  for (int64_t col = 0; col < cols; ++col) {
-    out[col] = dequantise_at(format, weight, scale, global, rows, cols, row, col);
+  const FormatInfo& info = format_info(format);
+  if (info.block_rows == 0) {
+    for (int64_t col = 0; col < cols; ++col) {
+      out[col] = dequantise_at(format, weight, scale, global, rows, cols, row, col);
+    }
+    return;
+  }
+  const int64_t blocks = ceil_div(cols, info.block_cols);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const uint8_t code = load<uint8_t>(scale, row / info.block_rows * blocks + block);
+    const float s = info.scale_dtype == DType::kE8M0 ? ue8m0_to_float(code) : e4m3_to_float(code);
+    const int64_t begin = block * info.block_cols;
+    const int64_t end = std::min(cols, begin + info.block_cols);
+    if (info.bits == 8) {
+      const uint8_t* codes = static_cast<const uint8_t*>(weight) + row * cols;
+      for (int64_t col = begin; col < end; ++col) out[col] = e4m3_to_float(codes[col]) * s;
+    } else {
+      const uint8_t* pairs = static_cast<const uint8_t*>(weight) + row * (cols / 2);
+      for (int64_t col = begin; col < end; col += 2) {
+        out[col] = e2m1_to_float(e2m1_low(pairs[col / 2])) * s * global;
+        out[col + 1] = e2m1_to_float(e2m1_high(pairs[col / 2])) * s * global;
+      }
+    }
   }
 }
 

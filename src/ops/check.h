@@ -1,0 +1,18 @@
+// Checks a launcher makes once, with messages that name op, argument, expected and found.
+#pragma once
+
+#include <initializer_list>
+#include <string_view>
+
+#include "base/dtype.h"
+#include "dsv4/status.h"
+#include "ops/cache_spec.h"
+
+namespace dsv4 {
+
+Status check_dim(std::string_view op, std::string_view what, int64_t expected, int64_t found);
+Status check_dtype(std::string_view op, std::string_view what, DType found,
+                   std::initializer_list<DType> allowed);
+Status check_kv_format(std::string_view op, KvFormat found, KvFormat expected);
+
+}  // namespace dsv4
