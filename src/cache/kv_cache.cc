@@ -1,0 +1,229 @@
+#include "cache/kv_cache.h"
+
+#include <algorithm>
+#include <cassert>
+#include <limits>
+#include <utility>
+
+#include "base/str.h"
+
+namespace dsv4 {
+namespace {
+
+// The view fields of one region that was just allocated.
+void bind_region(const RegionPlan& r, const Buffer& buffer, const LayerCacheSpec& spec,
+                 KvFormat format, LayerCacheView& view) {
+  switch (r.kind) {
+    case RegionKind::kRing:
+      view.ring = {
+          .data = buffer.as<char>(), .rows = r.rows, .row_bytes = r.row_bytes, .format = format};
+      break;
+    case RegionKind::kTailC:
+      view.tail.c = buffer.as<float>();
+      view.tail.rows = r.rows;
+      view.tail.columns = spec.entries.columns();
+      break;
+    case RegionKind::kTailS:
+      view.tail.s = buffer.as<float>();
+      break;
+    case RegionKind::kEntries:
+      view.entries = {.data = buffer.as<char>(),
+                      .per_page = r.rows,
+                      .row_bytes = r.row_bytes,
+                      .format = format};
+      break;
+    case RegionKind::kKeyTailC:
+      view.key_tail.c = buffer.as<float>();
+      view.key_tail.rows = r.rows;
+      view.key_tail.columns = spec.keys.columns();
+      break;
+    case RegionKind::kKeyTailS:
+      view.key_tail.s = buffer.as<float>();
+      break;
+    case RegionKind::kKeys:
+      view.keys = {.data = buffer.as<char>(),
+                   .per_page = r.rows,
+                   .row_bytes = r.row_bytes,
+                   .format = KvFormat::kBf16};
+      break;
+  }
+}
+
+}  // namespace
+
+SequenceCache::SequenceCache(SequenceCache&& o) noexcept
+    : cache_(std::exchange(o.cache_, nullptr)), slot_(std::exchange(o.slot_, -1)) {}
+
+SequenceCache& SequenceCache::operator=(SequenceCache&& o) noexcept {
+  if (this != &o) {
+    free();
+    cache_ = std::exchange(o.cache_, nullptr);
+    slot_ = std::exchange(o.slot_, -1);
+  }
+  return *this;
+}
+
+int64_t SequenceCache::length() const {
+  return cache_ ? cache_->slot(slot_).length : 0;
+}
+int64_t SequenceCache::reserved() const {
+  return cache_ ? cache_->slot(slot_).reserved : 0;
+}
+
+std::span<const int32_t> SequenceCache::pages() const {
+  if (!cache_) return {};
+  return cache_->slot(slot_).pages;
+}
+
+Status SequenceCache::reserve(int64_t n) {
+  assert(cache_ && "reserve on an empty handle");
+  KvCache::Slot& s = cache_->slot(slot_);
+  if (n < 0 || n > std::numeric_limits<int32_t>::max() - s.length) {
+    return Status(Code::kInvalidArgument, cat("cache: reserve ", n, " rows behind ", s.length,
+                                              ": expected n >= 0 and positions below 2^31"));
+  }
+  const int64_t missing = cache_->pages_for(s.length + n) - static_cast<int64_t>(s.pages.size());
+  if (missing > 0) DSV4_TRY(cache_->pages_.take(missing, s.pages));
+  s.reserved = n;
+  return {};
+}
+
+void SequenceCache::unreserve() {
+  if (cache_) cache_->slot(slot_).reserved = 0;
+}
+
+Status SequenceCache::commit(int64_t n) {
+  assert(cache_ && "commit on an empty handle");
+  KvCache::Slot& s = cache_->slot(slot_);
+  if (n < 0 || n > s.reserved) {
+    return Status(Code::kInternal, cat("cache: commit ", n, " of ", s.reserved, " reserved rows"));
+  }
+  const int64_t written = std::max(s.written, s.length + s.reserved);
+  const int64_t length = s.length + n;
+  if (n < s.reserved && written - length > cache_->max_rollback() && length > 0) {
+    return Status(Code::kInvalidArgument,
+                  cat("cache: commit ", n, " of ", s.reserved, " written rows would take back ",
+                      written - length, ", at most ", cache_->max_rollback(), " can be"));
+  }
+  s.written = length == 0 ? 0 : written;
+  s.length = length;
+  s.reserved = 0;
+  return {};
+}
+
+Status SequenceCache::rollback(int64_t n) {
+  assert(cache_ && "rollback on an empty handle");
+  KvCache::Slot& s = cache_->slot(slot_);
+  if (n < 0 || n > s.length) {
+    return Status(Code::kInvalidArgument, cat("cache: roll back ", n, " of ", s.length, " tokens"));
+  }
+  const int64_t length = s.length - n;
+  // Length 0 needs no row at all, so it is always within reach.
+  if (n > 0 && length > 0 && s.written - length > cache_->max_rollback()) {
+    return Status(Code::kInvalidArgument,
+                  cat("cache: roll back ", n, " tokens: position ", length, " is ",
+                      s.written - length, " rows behind the last one written, at most ",
+                      cache_->max_rollback(), " are kept; run the sequence again from its start"));
+  }
+  s.length = length;
+  s.reserved = 0;
+  if (length == 0) s.written = 0;
+  return {};
+}
+
+void SequenceCache::clear() {
+  if (!cache_) return;
+  KvCache::Slot& s = cache_->slot(slot_);
+  const Status status = cache_->pages_.give_back(s.pages);
+  assert(status.ok());
+  (void)status;
+  s.pages.clear();
+  s.length = s.reserved = s.written = 0;
+}
+
+void SequenceCache::free() {
+  if (!cache_) return;
+  clear();
+  cache_->slot(slot_).open = false;
+  cache_->free_slots_.push_back(static_cast<int32_t>(slot_));
+  cache_ = nullptr;
+  slot_ = -1;
+}
+
+KvCache::KvCache(CachePlan plan, std::vector<Buffer> buffers, std::vector<LayerCacheView> layers)
+    : plan_(std::move(plan)),
+      buffers_(std::move(buffers)),
+      layers_(std::move(layers)),
+      pages_(plan_.pages),
+      slots_(static_cast<size_t>(plan_.slots)) {
+  free_slots_.reserve(slots_.size());
+  for (int64_t i = plan_.slots - 1; i >= 0; --i) free_slots_.push_back(static_cast<int32_t>(i));
+}
+
+Result<std::unique_ptr<KvCache>> KvCache::make(const CacheSpec& spec, const CacheLimits& limits,
+                                               Backend& backend) {
+  DSV4_ASSIGN(CachePlan plan, plan_cache(spec, backend.kv_format(), limits));
+  std::vector<Buffer> buffers;
+  std::vector<LayerCacheView> layers(spec.layers.size());
+  buffers.reserve(plan.regions.size());
+  for (const RegionPlan& r : plan.regions) {
+    auto buffer = backend.allocate(r.bytes);
+    if (!buffer.ok()) {
+      return buffer.status().with_context(cat("cache: ", region_name(r.kind), " of layer ", r.layer,
+                                              ", ", r.bytes, " of ", plan.bytes, " bytes in all"));
+    }
+    const auto layer = static_cast<size_t>(r.layer);
+    bind_region(r, *buffer, spec.layers[layer], backend.kv_format(), layers[layer]);
+    buffers.push_back(std::move(buffer).value());
+  }
+  return std::unique_ptr<KvCache>(
+      new KvCache(std::move(plan), std::move(buffers), std::move(layers)));
+}
+
+Result<SequenceCache> KvCache::open() {
+  if (free_slots_.empty()) {
+    return Status(Code::kResourceExhausted, cat("cache: all ", plan_.slots,
+                                                " sequence slots are taken; allow more sequences"));
+  }
+  const int64_t i = free_slots_.back();
+  free_slots_.pop_back();
+  slot(i).open = true;
+  return SequenceCache(this, i);
+}
+
+Status KvCache::check() const {
+  DSV4_TRY(pages_.check());
+  std::vector<uint8_t> owned(static_cast<size_t>(total_pages()), 0);
+  int64_t owned_pages = 0, open_slots = 0;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const Slot& s = slots_[i];
+    if (s.open) ++open_slots;
+    if (!s.open && !s.pages.empty()) {
+      return Status(Code::kInternal, cat("cache: free slot ", i, " holds pages"));
+    }
+    if (s.length > s.written ||
+        s.length + s.reserved > plan_.span * static_cast<int64_t>(s.pages.size())) {
+      return Status(Code::kInternal, cat("cache: slot ", i, ": length ", s.length, ", reserved ",
+                                         s.reserved, ", written ", s.written, ", ", s.pages.size(),
+                                         " pages do not fit together"));
+    }
+    for (const int32_t page : s.pages) {
+      if (!pages_.in_use(page) || owned[static_cast<size_t>(page)] != 0) {
+        return Status(Code::kInternal, cat("cache: page ", page, " of slot ", i,
+                                           " is free or belongs to two sequences"));
+      }
+      owned[static_cast<size_t>(page)] = 1;
+      ++owned_pages;
+    }
+  }
+  if (owned_pages + free_pages() != total_pages() ||
+      open_slots + free_slots() != static_cast<int64_t>(slots_.size())) {
+    return Status(Code::kInternal,
+                  cat("cache: ", owned_pages, " owned + ", free_pages(), " free of ", total_pages(),
+                      " pages, ", open_slots, " open + ", free_slots(), " free of ", slots_.size(),
+                      " slots: something is lost"));
+  }
+  return {};
+}
+
+}  // namespace dsv4
