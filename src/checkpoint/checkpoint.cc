@@ -76,7 +76,8 @@ const TensorEntry* Checkpoint::find(std::string_view name) const {
   return it == by_name_.end() ? nullptr : &entries_[it->second];
 }
 
-Result<TensorRef> Checkpoint::tensor(std::string_view name, DType dtype, const Shape& shape) const {
+Result<const TensorEntry*> Checkpoint::entry(std::string_view name, DType dtype,
+                                             const Shape& shape) const {
   const TensorEntry* entry = find(name);
   if (!entry) {
     return Status(Code::kNotFound, cat(path_, ": ", name, ": expected ", described(dtype, shape),
@@ -88,7 +89,12 @@ Result<TensorRef> Checkpoint::tensor(std::string_view name, DType dtype, const S
                       ", found ", described(entry->dtype, entry->shape),
                       "; check that config.json belongs to this checkpoint"));
   }
-  return view(*entry);
+  return entry;
+}
+
+Result<TensorRef> Checkpoint::tensor(std::string_view name, DType dtype, const Shape& shape) const {
+  DSV4_ASSIGN(const TensorEntry* found, entry(name, dtype, shape));
+  return view(*found);
 }
 
 Result<TensorRef> Checkpoint::view(const TensorEntry& entry) const {

@@ -28,7 +28,8 @@ class Checkpoint {
   const TensorEntry* find(std::string_view name) const;
   bool contains(std::string_view name) const { return find(name) != nullptr; }
 
-  // The one tensor of that name, which must have that dtype and shape.
+  // The one tensor of that name, which must have that dtype and shape: its header entry, or its data.
+  Result<const TensorEntry*> entry(std::string_view name, DType dtype, const Shape& shape) const;
   Result<TensorRef> tensor(std::string_view name, DType dtype, const Shape& shape) const;
   // A view of what `find` or `entries` gave; an error where the file ends before its data.
   Result<TensorRef> view(const TensorEntry& entry) const;

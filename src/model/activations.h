@@ -18,7 +18,8 @@ struct Activations {
   int64_t max_logit_rows = 0;  // R
 
   bf16* streams = nullptr;      // [T, hc, D]
-  bf16* mtp_streams = nullptr;  // [T, hc, D]
+  bf16* mtp_streams = nullptr;  // [T, hc, D] MTP blocks, where the model has them
+  bf16* mtp_h = nullptr;        // [T, hc, D]
   bf16* x = nullptr;            // [T, D] sublayer input
   bf16* out = nullptr;          // [T, D] sublayer output
   float* post = nullptr;        // [T, hc]

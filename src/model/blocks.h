@@ -1,0 +1,38 @@
+// The blocks of one layer, a file each. Every block reads act.x [T, D] (normed) and leaves its result
+// in act.out [T, D].
+#pragma once
+
+#include "model/forward.h"
+
+namespace dsv4 {
+
+// What every block needs to know and may not change.
+struct BlockContext {
+  const ModelConfig& config;
+  const LayerPlan& layer;
+  const ForwardBatch& batch;
+  const LayerCacheView& cache;
+  RopeView rope;  // of this layer's class
+};
+
+Status attention_block(const BlockContext& block, const AttentionWeights& w, Activations& act,
+                       OpContext& ctx);
+
+// The compressor's projections were made with the attention's; this pools and stores entries and
+// index keys.
+Status compressor_block(const BlockContext& block, const AttentionWeights& w, Activations& act,
+                        OpContext& ctx);
+
+Status ffn_block(const BlockContext& block, const FfnWeights& w, Activations& act, OpContext& ctx);
+
+// mHC around a sublayer: streams -> act.x before it, act.out -> streams after it.
+Status mhc_in(const BlockContext& block, const HcSiteWeights& w, const bf16* streams,
+              Activations& act, OpContext& ctx);
+Status mhc_out(const BlockContext& block, bf16* streams, Activations& act, OpContext& ctx);
+
+template <class T>
+const T* plain(const PackedWeight& w) {
+  return static_cast<const T*>(w.view().plain);
+}
+
+}  // namespace dsv4
