@@ -4,6 +4,8 @@
 //   act8  groups of 128 along K -> E4M3 codes + one UE8M0 byte   (inputs of FP8 and FP4 linears)
 //   kv8   groups of 64, fake: quantise, dequantise, back to BF16 (cached keys/values, not RoPE dims)
 //   idx4  groups of 32, fake, E2M1                               (indexer queries and keys)
+//
+// A NaN does not take part in amax and stays a NaN in its place.
 #pragma once
 
 #include "formats/e2m1.h"
@@ -20,7 +22,8 @@ inline constexpr float kE2m1AmaxFloor = 6.0f * 0x1p-126f;
 
 DSV4_HD inline float abs_bits(float f) { return bits_to_float(float_to_bits(f) & 0x7fffffffu); }
 
-// 2^-(b-127) as a float; b in 1..253.
+// 2^-(b-127) as a float; finite groups have b in 1..253. With an infinity in the group b is 255, and
+// that scale makes every value of the group NaN whatever is returned here.
 DSV4_HD inline float ue8m0_inverse(uint8_t b) {
   return bits_to_float(static_cast<uint32_t>(254 - b) << 23);
 }
@@ -66,7 +69,11 @@ DSV4_HD inline void idx4_round(bf16* x, int n) {
   }
   const uint8_t b = idx4_scale_byte(amax);
   const float inv = ue8m0_inverse(b), scale = ue8m0_to_float(b);
-  for (int i = 0; i < n; ++i) x[i] = to_bf16(e2m1_to_float(float_to_e2m1(to_float(x[i]) * inv)) * scale);
+  for (int i = 0; i < n; ++i) {
+    const float v = to_float(x[i]);
+    // E2M1 has no NaN code; dropping one here would hide a broken layer behind a finite key.
+    if (v == v) x[i] = to_bf16(e2m1_to_float(float_to_e2m1(v * inv)) * scale);
+  }
 }
 
 }  // namespace dsv4
