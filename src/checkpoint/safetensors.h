@@ -23,6 +23,17 @@ struct TensorEntry {
   uint64_t bytes = 0;
 };
 
+// A tensor as it shall be written, or is expected to be found.
+struct TensorSpec {
+  std::string name;
+  DType dtype = DType::kF32;
+  Shape shape;
+
+  uint64_t bytes() const {
+    return static_cast<uint64_t>(shape.elements()) * static_cast<uint64_t>(dtype_size(dtype));
+  }
+};
+
 struct SafetensorsHeader {
   std::vector<TensorEntry> entries;  // in the order of their data; shard is 0
   std::vector<std::pair<std::string, std::string>> metadata;
