@@ -1,0 +1,59 @@
+// Engine: a loaded model that answers requests. Three verbs: submit, step until idle, read events.
+//
+//   dsv4::EngineOptions options;
+//   options.model_dir = "models/flash";
+//   auto engine = dsv4::Engine::load(options);
+//   if (!engine.ok()) return report(engine.status());
+//   (*engine)->submit(request, sink);
+//   for (;;) { auto r = (*engine)->step(); if (!r.ok() || r->idle()) break; }
+//
+// One thread at a time. No function throws.
+#pragma once
+
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "dsv4/types.h"
+
+namespace dsv4 {
+
+class EngineCore;
+
+class Engine {
+ public:
+  // Sizes only: reads headers and config, allocates nothing.
+  static Result<MemoryPlan> plan(const EngineOptions& options);
+  static Result<std::unique_ptr<Engine>> load(const EngineOptions& options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  const ModelInfo& info() const;
+
+  // Checks the request and queues it; `sink` must live until its on_finish or on_error.
+  Result<RequestId> submit(Request request, EventSink& sink);
+  // Ends a request before its next token, with FinishReason::kCancelled from the next step().
+  Status cancel(RequestId id);
+  // Schedules, runs one batch, delivers its tokens. An error here is one of the whole engine; what
+  // concerns one request goes to its sink.
+  Result<StepReport> step();
+  EngineStats stats() const;
+
+  // A session remembers what its last request left in the cache. The next one with a prompt that
+  // begins the same way runs only the rest, provided that what differs is within max_rollback of
+  // the end; otherwise all of it. The cache of an idle session is given to others when they need
+  // it.
+  SessionId open_session();
+  Status close_session(SessionId id);
+
+ private:
+  struct Parts;
+  explicit Engine(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+// The backends built into this library, best first.
+std::vector<std::string_view> backend_names();
+
+}  // namespace dsv4

@@ -1,0 +1,42 @@
+#include "api/backends.h"
+
+#include "backends/reference/reference_backend.h"
+#include "base/str.h"
+#include "dsv4/engine.h"
+
+namespace dsv4 {
+namespace {
+
+struct Registration {
+  std::string_view name;
+  Result<std::unique_ptr<Backend>> (*make)();
+};
+
+// Best first: "auto" takes the first that works on this machine.
+constexpr Registration kBackends[] = {
+    {"reference", []() -> Result<std::unique_ptr<Backend>> { return make_reference_backend(); }},
+};
+
+}  // namespace
+
+std::vector<std::string_view> backend_names() {
+  std::vector<std::string_view> names;
+  for (const Registration& r : kBackends) names.push_back(r.name);
+  return names;
+}
+
+Result<std::unique_ptr<Backend>> make_backend(std::string_view name) {
+  std::string known, failures;
+  for (const Registration& r : kBackends) {
+    known += cat(known.empty() ? "" : ", ", r.name);
+    if (name != "auto" && name != r.name) continue;
+    auto backend = r.make();
+    if (backend.ok() || name == r.name) return backend;
+    failures += cat("; ", r.name, ": ", backend.status().message());
+  }
+  if (name == "auto") return Status(Code::kUnsupported, cat("no backend works here", failures));
+  return Status(Code::kInvalidArgument,
+                cat("unknown device \"", name, "\": this program has ", known, ", or auto"));
+}
+
+}  // namespace dsv4

@@ -1,0 +1,63 @@
+#include "engine/runner.h"
+
+#include <utility>
+
+#include "base/str.h"
+
+namespace dsv4 {
+
+Runner::Runner(const Model& model, KvCache& cache, Backend& backend, const OpTable& ops,
+               std::unique_ptr<Stream> stream, BatchBuilder builder, Activations activations)
+    : model_(model),
+      cache_(cache),
+      backend_(backend),
+      stream_(std::move(stream)),
+      builder_(std::move(builder)),
+      activations_(std::move(activations)),
+      workspace_(backend),
+      context_{backend, ops, *stream_, workspace_} {
+  logits_.resize(static_cast<size_t>(limits().max_logit_rows * model.config.vocab_size));
+}
+
+Result<std::unique_ptr<Runner>> Runner::make(const Model& model, KvCache& cache,
+                                             const BatchLimits& limits, Backend& backend,
+                                             const OpTable& ops) {
+  if (limits.max_rows < 1 || limits.max_sequences < 1 || limits.max_logit_rows < 0 ||
+      limits.context < 1 || limits.context > model.config.max_position_embeddings) {
+    return Status(Code::kInvalidArgument,
+                  cat("runner: ", limits.max_rows, " rows, ", limits.max_sequences, " sequences, ",
+                      limits.max_logit_rows, " rows of logits, context ", limits.context,
+                      ": expected at least 1 row, 1 sequence and a context of 1..",
+                      model.config.max_position_embeddings));
+  }
+  DSV4_ASSIGN(auto stream, backend.make_stream());
+  DSV4_ASSIGN(auto builder, BatchBuilder::make(limits, model.config.vocab_size, cache, backend));
+  DSV4_ASSIGN(auto activations, allocate_activations(model.config, model.plan, limits.max_rows,
+                                                     limits.max_logit_rows, backend));
+  return std::unique_ptr<Runner>(new Runner(model, cache, backend, ops, std::move(stream),
+                                            std::move(builder), std::move(activations)));
+}
+
+Result<ForwardBatch> Runner::prepare(std::span<const SequenceRows> sequences) {
+  return builder_.build(sequences, backend_, *stream_);
+}
+
+Result<LogitsView> Runner::read_logits(int64_t rows) {
+  const int64_t vocab = model_.config.vocab_size;
+  if (rows > 0) {
+    DSV4_TRY(backend_.download(*stream_, logits_.data(), activations_.logits,
+                               static_cast<size_t>(rows * vocab) * sizeof(float)));
+  }
+  DSV4_TRY(backend_.synchronize(*stream_));
+  return LogitsView{.data = logits_.data(), .rows = rows, .vocab = vocab};
+}
+
+Result<LogitsView> Runner::run(std::span<const SequenceRows> sequences, bool* launched) {
+  if (launched) *launched = false;
+  DSV4_ASSIGN(const ForwardBatch batch, prepare(sequences));
+  if (launched) *launched = true;
+  DSV4_TRY(forward(model_, activations_, batch, cache_.layers(), context_));
+  return read_logits(batch.R);
+}
+
+}  // namespace dsv4

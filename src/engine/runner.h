@@ -1,0 +1,76 @@
+// Runner: runs batches of rows through the model and brings logits back. Owns everything a step
+// writes besides the cache; after the first step of each shape it allocates nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "dsv4/status.h"
+#include "engine/batch_builder.h"
+#include "model/activations.h"
+#include "model/forward.h"
+#include "ops/backend.h"
+#include "ops/context.h"
+
+namespace dsv4 {
+
+// Rows of logits on the host, valid until the next run: [rows, vocab] FP32.
+struct LogitsView {
+  const float* data = nullptr;
+  int64_t rows = 0, vocab = 0;
+
+  std::span<const float> row(int64_t i) const {
+    return {data + i * vocab, static_cast<size_t>(vocab)};
+  }
+};
+
+class Runner {
+ public:
+  // All four must outlive the runner. `ops` is the table in force, backend.ops() or a wrapper of
+  // it.
+  static Result<std::unique_ptr<Runner>> make(const Model& model, KvCache& cache,
+                                              const BatchLimits& limits, Backend& backend,
+                                              const OpTable& ops);
+  // Memory that make() allocates besides the activations.
+  static size_t batch_bytes(const BatchLimits& limits, int64_t span) {
+    return BatchBuilder::device_bytes(limits, span);
+  }
+
+  // One forward pass over all sequences; logits in the order of `sequences` and of their rows. The
+  // caller commits every sequence (or as many of its rows as it accepts). On an error from before
+  // the launch no sequence has changed; on one of the launch the sequences' rows are reserved but
+  // not sound, so they have to be cleared. `launched`, where given, tells the two apart.
+  Result<LogitsView> run(std::span<const SequenceRows> sequences, bool* launched = nullptr);
+
+  // The pieces of run(), for those who look inside a step: prepare, then forward() or single layers
+  // with activations(), cache().layers() and context(), then read_logits.
+  Result<ForwardBatch> prepare(std::span<const SequenceRows> sequences);
+  Result<LogitsView> read_logits(int64_t rows);
+
+  const Model& model() const { return model_; }
+  KvCache& cache() { return cache_; }
+  Activations& activations() { return activations_; }
+  OpContext& context() { return context_; }
+  Stream& stream() { return *stream_; }
+  const Workspace& workspace() const { return workspace_; }
+  const BatchLimits& limits() const { return builder_.limits(); }
+
+ private:
+  Runner(const Model& model, KvCache& cache, Backend& backend, const OpTable& ops,
+         std::unique_ptr<Stream> stream, BatchBuilder builder, Activations activations);
+
+  const Model& model_;
+  KvCache& cache_;
+  Backend& backend_;
+  std::unique_ptr<Stream> stream_;
+  BatchBuilder builder_;
+  Activations activations_;
+  Workspace workspace_;
+  OpContext context_;
+  std::vector<float> logits_;
+};
+
+}  // namespace dsv4

@@ -1,0 +1,188 @@
+#include "engine/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "base/str.h"
+#include "engine/philox.h"
+
+namespace dsv4 {
+namespace {
+
+Status bad(std::string_view field, double value, std::string_view expected) {
+  return Status(Code::kInvalidArgument,
+                cat("sampling: ", field, " ", value, ": expected ", expected));
+}
+
+// Log of the sum of e^l, in double and in the order of ids.
+double log_sum_exp(std::span<const float> logits, float largest) {
+  double sum = 0;
+  for (const float l : logits) sum += std::exp(static_cast<double>(l) - largest);
+  return largest + std::log(sum);
+}
+
+}  // namespace
+
+Status validate_sampling(const SamplingParams& p, int64_t vocab_size) {
+  // Comparisons are written so that NaN fails them.
+  if (!(p.temperature >= 0) || !std::isfinite(p.temperature)) {
+    return bad("temperature", p.temperature, "a number >= 0 (0 = the most likely token)");
+  }
+  if (p.top_k < 0) return bad("top_k", p.top_k, ">= 0 (0 = off)");
+  if (!(p.top_p >= 0 && p.top_p <= 1)) return bad("top_p", p.top_p, "0..1 (1 = off)");
+  if (!(p.min_p >= 0 && p.min_p <= 1)) return bad("min_p", p.min_p, "0..1 (0 = off)");
+  if (!(p.repetition_penalty > 0) || !std::isfinite(p.repetition_penalty)) {
+    return bad("repetition_penalty", p.repetition_penalty, "a number > 0 (1 = off)");
+  }
+  if (!std::isfinite(p.presence_penalty)) {
+    return bad("presence_penalty", p.presence_penalty, "a finite number (0 = off)");
+  }
+  if (!std::isfinite(p.frequency_penalty)) {
+    return bad("frequency_penalty", p.frequency_penalty, "a finite number (0 = off)");
+  }
+  for (const auto& [id, bias] : p.logit_bias) {
+    if (id < 0 || id >= vocab_size) {
+      return bad("logit_bias of token", id, cat("an id of 0..", vocab_size - 1));
+    }
+    if (!std::isfinite(bias))
+      return bad(cat("logit_bias of token ", id, ":"), bias, "a finite bias");
+  }
+  if (p.logprobs < -1 || p.logprobs > vocab_size) {
+    return bad("logprobs", p.logprobs, cat("0..", vocab_size, ", or -1 for none"));
+  }
+  return {};
+}
+
+Result<SampledToken> Sampler::sample(std::span<const float> logits, const SamplingParams& params,
+                                     const TokenHistory& history, uint64_t seed, int64_t position) {
+  float raw_largest = -std::numeric_limits<float>::infinity();
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (!(logits[i] < std::numeric_limits<float>::infinity())) {  // NaN and +inf
+      return Status(
+          Code::kInternal,
+          cat("sampling: logit of token ", i, " at position ", position, " is ", logits[i],
+              ": expected a number; the weights or the backend are broken, `dsv4 verify` "
+              "tells which"));
+    }
+    raw_largest = std::max(raw_largest, logits[i]);
+  }
+  if (!std::isfinite(raw_largest)) {
+    return Status(Code::kInternal, cat("sampling: no finite logit among ", logits.size(),
+                                       " at position ", position));
+  }
+
+  adjusted_.assign(logits.begin(), logits.end());
+  const auto at = [this](int32_t id) -> float& { return adjusted_[static_cast<size_t>(id)]; };
+  if (params.repetition_penalty != 1.0f) {
+    for (const int32_t id : history.seen()) {
+      float& l = at(id);
+      l = l > 0 ? l / params.repetition_penalty : l * params.repetition_penalty;
+    }
+  }
+  if (params.frequency_penalty != 0.0f || params.presence_penalty != 0.0f) {
+    for (const auto& [id, count] : history.generated()) {
+      at(id) -= params.frequency_penalty * static_cast<float>(count) + params.presence_penalty;
+    }
+  }
+  for (const auto& [id, bias] : params.logit_bias) at(id) += bias;
+
+  SampledToken out;
+  out.token = draw(params, seed, position);
+
+  if (params.logprobs >= 0) {
+    const double norm = log_sum_exp(logits, raw_largest);
+    const auto logprob = [&](int32_t id) {
+      return static_cast<float>(static_cast<double>(logits[static_cast<size_t>(id)]) - norm);
+    };
+    out.logprob = logprob(out.token);
+    candidates_.clear();
+    for (size_t i = 0; i < logits.size(); ++i) {
+      candidates_.push_back({static_cast<int32_t>(i), logits[i]});
+    }
+    const auto n = std::min<std::ptrdiff_t>(params.logprobs, std::ssize(candidates_));
+    std::partial_sort(candidates_.begin(), candidates_.begin() + n, candidates_.end(),
+                      [](const Candidate& a, const Candidate& b) {
+                        return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+                      });
+    for (std::ptrdiff_t i = 0; i < n; ++i) {
+      const int32_t id = candidates_[static_cast<size_t>(i)].id;
+      out.top.push_back({id, logprob(id)});
+    }
+  }
+  return out;
+}
+
+int32_t Sampler::draw(const SamplingParams& params, uint64_t seed, int64_t position) {
+  const auto largest = std::max_element(adjusted_.begin(), adjusted_.end());  // the first of equals
+  const auto argmax = static_cast<int32_t>(largest - adjusted_.begin());
+  // Penalties can push a sum past the float range; what they leave is not a distribution then.
+  if (params.temperature == 0 || params.top_k == 1 || !std::isfinite(*largest)) return argmax;
+
+  truncate(params, *largest);
+  const double scale = 1.0 / params.temperature;
+  const auto weight = [&](const Candidate& c) {
+    return std::exp((static_cast<double>(c.logit) - static_cast<double>(*largest)) * scale);
+  };
+  double total = 0;
+  for (const Candidate& c : candidates_) total += weight(c);
+  const double target = uniform_at(seed, static_cast<uint64_t>(position)) * total;
+  double sum = 0;
+  int32_t last = argmax;
+  for (const Candidate& c : candidates_) {
+    const double w = weight(c);
+    if (w == 0) continue;
+    sum += w;
+    last = c.id;
+    if (target < sum) break;
+  }
+  return last;
+}
+
+void Sampler::truncate(const SamplingParams& params, float largest) {
+  const double scale = 1.0 / params.temperature;
+  const auto weight = [&](float logit) {
+    return std::exp((static_cast<double>(logit) - static_cast<double>(largest)) * scale);
+  };
+  const auto before = [](const Candidate& a, const Candidate& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+  };
+  candidates_.clear();
+  for (size_t i = 0; i < adjusted_.size(); ++i) {
+    candidates_.push_back({static_cast<int32_t>(i), adjusted_[i]});
+  }
+  if (params.top_k > 0 && params.top_k < std::ssize(candidates_)) {
+    std::nth_element(candidates_.begin(), candidates_.begin() + (params.top_k - 1),
+                     candidates_.end(), before);
+    candidates_.resize(static_cast<size_t>(params.top_k));
+  }
+  if (params.top_p < 1) {
+    double total = 0;
+    // Summed by id, so that the border does not depend on how the selection above left the order.
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+    for (const Candidate& c : candidates_) total += weight(c.logit);
+    const double target = total * params.top_p;
+    // Few candidates carry most of the mass: sort no more than it takes.
+    size_t sorted = 0, kept = 0;
+    double sum = 0;
+    while (kept < candidates_.size() && (kept == 0 || sum < target)) {
+      if (kept == sorted) {
+        const size_t next = std::min(candidates_.size(), std::max<size_t>(64, sorted * 8));
+        const auto from = candidates_.begin() + static_cast<std::ptrdiff_t>(sorted);
+        const auto to = candidates_.begin() + static_cast<std::ptrdiff_t>(next);
+        std::partial_sort(from, to, candidates_.end(), before);
+        sorted = next;
+      }
+      sum += weight(candidates_[kept++].logit);
+    }
+    candidates_.resize(kept);
+  }
+  if (params.min_p > 0) {
+    std::erase_if(candidates_, [&](const Candidate& c) { return weight(c.logit) < params.min_p; });
+  }
+  std::sort(candidates_.begin(), candidates_.end(),
+            [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+}
+
+}  // namespace dsv4

@@ -1,0 +1,62 @@
+// Sampler: a row of logits -> a token. The order of operations is documented at SamplingParams.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "dsv4/status.h"
+#include "dsv4/types.h"
+
+namespace dsv4 {
+
+// Rejects what has no meaning, naming field and value.
+Status validate_sampling(const SamplingParams& params, int64_t vocab_size);
+
+// What the penalties look at.
+class TokenHistory {
+ public:
+  void add_prompt(std::span<const int32_t> tokens) { seen_.insert(tokens.begin(), tokens.end()); }
+  void add_generated(int32_t token) {
+    seen_.insert(token);
+    ++generated_[token];
+  }
+  const std::unordered_set<int32_t>& seen() const { return seen_; }  // prompt and answer
+  const std::unordered_map<int32_t, int64_t>& generated() const { return generated_; }
+
+ private:
+  std::unordered_set<int32_t> seen_;
+  std::unordered_map<int32_t, int64_t> generated_;
+};
+
+struct SampledToken {
+  int32_t token = 0;
+  float logprob = 0;              // set when params.logprobs >= 0
+  std::vector<TokenLogprob> top;  // the params.logprobs best, lowest id first on ties
+};
+
+class Sampler {
+ public:
+  // `logits` [V] of the row before `position`. NaN, +inf or nothing above -inf is an error; -inf is
+  // a token that cannot be drawn. `params` must have passed validate_sampling.
+  Result<SampledToken> sample(std::span<const float> logits, const SamplingParams& params,
+                              const TokenHistory& history, uint64_t seed, int64_t position);
+
+ private:
+  struct Candidate {
+    int32_t id;
+    float logit;
+  };
+
+  int32_t draw(const SamplingParams& params, uint64_t seed, int64_t position);
+  // Makes candidates_ the part of adjusted_ that survives top-k, top-p and min-p.
+  void truncate(const SamplingParams& params, float largest);
+
+  // Kept between calls so that a step allocates nothing.
+  std::vector<float> adjusted_;
+  std::vector<Candidate> candidates_;
+};
+
+}  // namespace dsv4
