@@ -7,6 +7,7 @@ import quant
 
 BF = torch.bfloat16
 NEG = float("-inf")
+OUTLIERS = [0, 32, 94, 126]
 INDEX_OUTLIER = 32.0  # initial gain of a few index-key channels: FP4 keys then need the Hadamard transform
 
 
@@ -43,7 +44,7 @@ class Compressor(nn.Module):
         self.norm = nn.Parameter(torch.ones(width))
         if outliers:
             with torch.no_grad():
-                self.norm[[0, 32, 94, 126]] = INDEX_OUTLIER
+                self.norm[OUTLIERS] = INDEX_OUTLIER
 
     def forward(self, x, rope, flags):
         """x [B, T, D] -> entries [B, T/m, width] after norm and RoPE, BF16."""
@@ -65,8 +66,11 @@ class Indexer(nn.Module):
         super().__init__()
         self.heads, self.e = c.index_n_heads, c.index_head_dim
         self.wq_b = matrix(self.heads * self.e, c.q_lora_rank)
-        self.weights_proj = nn.Parameter(torch.randn(self.heads, c.hidden_size) * 0.3)
+        self.weights_proj = nn.Parameter(torch.randn(self.heads, c.hidden_size) * 0.05)
         self.compressor = Compressor(c.hidden_size, self.e, 4, c.rms_norm_eps, outliers=self.e >= 128)
+        if self.e >= 128:
+            with torch.no_grad():  # queries start blind to the loud channels
+                self.wq_b.view(self.heads, self.e, -1)[:, OUTLIERS] = 0.0
         self.register_buffer("h", quant.hadamard(self.e), persistent=False)
 
     def keys(self, x, rope, flags):
@@ -132,7 +136,7 @@ class Attention(nn.Module):
             return see.unsqueeze(0)
         with torch.no_grad():
             score = self.indexer.scores(x, qr, keys, rope, flags).masked_fill(~see, NEG)
-            picks = score.topk(k, -1).indices
+            picks = score.topk(k, -1, sorted=False).indices
             chosen = torch.zeros(score.shape, dtype=torch.bool, device=x.device).scatter_(-1, picks, True)
         return chosen & see
 

@@ -1,0 +1,145 @@
+"""Trains the demo model on one GPU: python train.py --work DIR --minutes 9 (repeat the call until it says finished).
+
+Every call resumes from DIR/state.pt. Phases run from short to long contexts; the indexer learns from the first step by
+KL towards the main branch's attention mass, and its selection replaces full visibility after the first phase.
+"""
+import argparse
+import json
+import os
+import time
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+import data
+from config import demo_config, namespace
+from model import Flags, Model
+from optim import Optimiser
+
+SEED = 20261121
+# name, row length, rows, steps, selection on, probes per row
+PHASES = [("dense", 1024, 64, 2400, False, 64), ("select", 1024, 64, 3600, True, 64),
+          ("4k", 4096, 16, 2400, True, 160), ("16k", 16384, 4, 1600, True, 384)]
+WARMUP, LR, MTP_WEIGHT = 100, 3e-3, 0.3
+
+
+def phase_of(step, phases):
+    for p in phases:
+        if step < p[3]:
+            return p, step
+        step -= p[3]
+    return None, 0
+
+
+class Batches(Dataset):
+    def __init__(self, tokenizer_path, phases, start):
+        self.path, self.phases, self.start, self.tok = tokenizer_path, phases, start, None
+
+    def __len__(self):
+        return sum(p[3] for p in self.phases) - self.start
+
+    def __getitem__(self, i):
+        if self.tok is None:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+            torch.set_num_threads(1)
+            from tokenizers import Tokenizer
+            self.tok = Tokenizer.from_file(self.path)
+        (name, length, rows, _, _, probes), at = phase_of(self.start + i, self.phases)
+        made = data.batch(self.tok, (SEED, name, at), rows, length, length > 1024, probes)
+        return [torch.from_numpy(m) for m in made]
+
+
+def head_loss(model, x, labels, weights, flags, mtp):
+    logits = model.logits(x, flags, mtp)
+    ce = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(weights)
+    return (ce * weights).sum() / weights.sum(), (logits.argmax(-1) == labels).detach()
+
+
+def schedule(step, total):
+    decay_from = 0.45 * total
+    return min((step + 1) / WARMUP, 1.0) * (1.0 if step < decay_from else max(0.02, (total - step) / (total - decay_from)))
+
+
+def balance(model, loads):
+    layers = list(model.layers) + [model.mtp.layer]
+    with torch.no_grad():
+        for layer, load in zip(layers, loads):
+            if not layer.ffn.hashed:
+                layer.ffn.bias += 1e-3 * torch.sign(load.mean() - load)
+
+
+def main():
+    args = argparse.ArgumentParser()
+    args.add_argument("--work", default="/tmp/demo_work")
+    args.add_argument("--minutes", type=float, default=9.0)
+    args.add_argument("--tokenizer", default="models/demo/tokenizer.json")
+    args.add_argument("--smoke", type=int, default=0, help="steps per phase of a trial run")
+    args.add_argument("--workers", type=int, default=13)
+    args.add_argument("--eager", action="store_true")
+    args = args.parse_args()
+    began = time.time()
+    os.makedirs(args.work, exist_ok=True)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch._dynamo.config.cache_size_limit = 64
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    vocab = max(t["id"] for t in json.load(open(args.tokenizer))["added_tokens"]) + 1
+    phases = [(n, l, r, args.smoke or s, sel, p) for n, l, r, s, sel, p in PHASES]
+    total = sum(p[3] for p in phases)
+    model = Model(namespace(demo_config(vocab)), SEED).cuda()
+    opt, start = Optimiser(model, LR), 0
+    state_path = f"{args.work}/state.pt"
+    if os.path.exists(state_path):
+        state = torch.load(state_path, map_location="cuda")
+        model.load_state_dict(state["model"])
+        opt.load_state_dict(state["opt"])
+        start = state["step"]
+    print(f"{sum(p.numel() for p in model.parameters())/1e6:.1f} M parameters, step {start} of {total}", flush=True)
+    loader = DataLoader(Batches(args.tokenizer, phases, start), batch_size=None, num_workers=args.workers,
+                        prefetch_factor=6, multiprocessing_context="spawn", pin_memory=True)
+    loss_of = head_loss
+    if not args.eager:
+        for layer in list(model.layers) + [model.mtp.layer]:
+            layer.compile()
+        loss_of = torch.compile(head_loss)
+    log = open(f"{args.work}/log.txt", "a")
+    step, seen, mark = start, 0, time.time()
+    for step, (tokens, weights, probe) in enumerate(loader, start):
+        (name, length, rows, steps, select, _), at = phase_of(step, phases)
+        flags = Flags(select=select)
+        tokens, weights = tokens.cuda(non_blocking=True).long(), weights.cuda(non_blocking=True)
+        probe = probe.cuda(non_blocking=True)
+        inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        x, loads, kl = model.streams(inputs, probe, flags)
+        loss, right = loss_of(model, x, labels, weights, flags, False)
+        xm, load, _ = model.mtp_streams(x, labels, flags)
+        ahead, ahead_w = F.pad(labels[:, 1:], (0, 1)), F.pad(weights[:, 1:], (0, 1))
+        mtp, right2 = loss_of(model, xm, ahead, ahead_w, flags, True)
+        (loss + MTP_WEIGHT * mtp + kl).backward()
+        norm = opt.step(schedule(step, total))
+        balance(model, loads + [load])
+        seen += tokens.numel()
+        late = time.time() - began > args.minutes * 60
+        if at % 50 == 0 or at == steps - 1 or late or (args.smoke and at < 3):
+            def rate(mask, ok):
+                return (ok & mask).sum() / mask.sum().clamp(min=1)
+            stats = [loss, mtp, kl, norm, rate(weights == 10, right), rate(weights == 3, right), rate(weights == 1, right),
+                     rate(ahead_w == 1, right2), torch.stack(loads).max() * model.c.n_routed_experts / 2]
+            v = torch.stack([s.detach().float() for s in stats]).tolist()
+            line = (f"{name} {step} loss {v[0]:.4f} mtp {v[1]:.4f} kl {v[2]:.4f} norm {v[3]:.2f} recall {v[4]:.3f} "
+                    f"reply {v[5]:.4f} text {v[6]:.3f} mtp-text {v[7]:.3f} load {v[8]:.1f} "
+                    f"tok/s {seen / (time.time() - mark):.0f} t {time.time() - began:.0f} "
+                    f"GB {torch.cuda.max_memory_allocated() / 2**30:.0f}")
+            print(line, flush=True)
+            log.write(line + "\n")
+            log.flush()
+            seen, mark = 0, time.time()
+        if late:
+            break
+    torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "step": step + 1}, state_path)
+    print("finished" if step + 1 >= total else "to be continued", "at step", step + 1, f"{time.time() - began:.0f} s", flush=True)
+    os._exit(0)  # the loader's workers need no orderly end
+
+
+if __name__ == "__main__":
+    main()
