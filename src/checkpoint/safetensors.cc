@@ -1,12 +1,9 @@
 #include "checkpoint/safetensors.h"
 
-#include <rapidjson/error/en.h>
-#include <rapidjson/memorystream.h>
-#include <rapidjson/reader.h>
-
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <nlohmann/json.hpp>
 #include <unordered_set>
 
 #include "base/str.h"
@@ -18,13 +15,13 @@ constexpr uint64_t kMaxHeaderBytes = 100u << 20;  // the limit of the format's o
 constexpr std::string_view kDamaged = "; the file is damaged, download it again";
 
 // Receives the JSON as a stream of events: headers of 100,000 tensors never become a tree.
-class HeaderHandler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, HeaderHandler> {
+class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
  public:
   explicit HeaderHandler(SafetensorsHeader& out) : out_(out) {}
 
   const std::string& error() const { return error_; }
 
-  bool StartObject() {
+  bool start_object(std::size_t) override {
     switch (state_) {
       case State::kStart: state_ = State::kName; return true;
       case State::kEntry:
@@ -37,7 +34,7 @@ class HeaderHandler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, Hea
       default: return bad("an unexpected object");
     }
   }
-  bool EndObject(rapidjson::SizeType) {
+  bool end_object() override {
     switch (state_) {
       case State::kName: state_ = State::kEnd; return true;
       case State::kMetadataKey: state_ = State::kName; return true;
@@ -48,8 +45,7 @@ class HeaderHandler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, Hea
       default: return bad("an unexpected end of an object");
     }
   }
-  bool Key(const char* text, rapidjson::SizeType length, bool) {
-    const std::string_view key(text, length);
+  bool key(std::string& key) override {
     switch (state_) {
       case State::kName:
         name_ = key;
@@ -73,8 +69,7 @@ class HeaderHandler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, Hea
       default: return bad("an unexpected key");
     }
   }
-  bool String(const char* text, rapidjson::SizeType length, bool) {
-    const std::string_view value(text, length);
+  bool string(std::string& value) override {
     if (state_ == State::kMetadataValue) {
       out_.metadata.back().second = value;
       state_ = State::kMetadataKey;
@@ -87,7 +82,7 @@ class HeaderHandler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, Hea
     state_ = State::kField;
     return true;
   }
-  bool StartArray() {
+  bool start_array(std::size_t) override {
     if (state_ == State::kShapeStart) {
       state_ = State::kShape;
     } else if (state_ == State::kOffsetsStart) {
@@ -98,13 +93,12 @@ class HeaderHandler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, Hea
     }
     return true;
   }
-  bool EndArray(rapidjson::SizeType) {
+  bool end_array() override {
     if (state_ == State::kOffsets && offsets_ != 2) return bad("data_offsets needs two numbers");
     state_ = State::kField;
     return true;
   }
-  bool Uint(unsigned value) { return Uint64(value); }
-  bool Uint64(uint64_t value) {
+  bool number_unsigned(uint64_t value) override {
     if (state_ == State::kShape) {
       if (value > static_cast<uint64_t>(INT64_MAX)) return bad("shape: a dimension is too large");
       if (entry_.shape.rank == kMaxRank) return bad(cat("shape: more than ", kMaxRank, " dimensions"));
@@ -117,7 +111,15 @@ class HeaderHandler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, Hea
     }
     return bad("an unexpected number");
   }
-  bool Default() { return bad("expected a whole number >= 0, a string, a list or an object"); }
+  bool null() override { return other(); }
+  bool boolean(bool) override { return other(); }
+  bool number_integer(int64_t) override { return other(); }
+  bool number_float(double, const std::string&) override { return other(); }
+  bool binary(nlohmann::json::binary_t&) override { return other(); }
+  bool parse_error(std::size_t at, const std::string&, const nlohmann::json::exception&) override {
+    error_ = cat("invalid JSON at byte ", 8 + at);
+    return false;
+  }
 
   // Names of hostile files go into one line of an error.
   static std::string printable(std::string_view text) {
@@ -159,6 +161,7 @@ class HeaderHandler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, Hea
     out_.entries.push_back(std::move(entry_));
     return true;
   }
+  bool other() { return bad("expected a whole number >= 0, a string, a list or an object"); }
   bool bad(const std::string& what) {
     error_ = name_.empty() ? what : cat(printable(name_), ": ", what);
     return false;
@@ -179,23 +182,13 @@ Status corrupt(std::string_view file, const std::string& what) {
 }
 
 Status parse_json(std::string_view file, std::string_view json, SafetensorsHeader& out) {
-  HeaderHandler handler(out);
-  rapidjson::MemoryStream stream(json.data(), json.size());
-  rapidjson::Reader reader;
-  // Iterative: nesting costs heap, not stack, and the handler refuses it anyway.
-  constexpr unsigned kFlags = rapidjson::kParseIterativeFlag | rapidjson::kParseValidateEncodingFlag;
-  const rapidjson::ParseResult result = reader.Parse<kFlags>(stream, handler);
-  if (result.IsError()) {
-    const std::string what = handler.error().empty()
-                                 ? cat("invalid JSON at byte ", 8 + result.Offset(), " (",
-                                       rapidjson::GetParseError_En(result.Code()), ")")
-                                 : handler.error();
-    return corrupt(file, cat("bad safetensors header: ", what));
+  // The parser takes a NUL for the end of its input.
+  if (const size_t nul = json.find('\0'); nul != std::string_view::npos) {
+    return corrupt(file, cat("bad safetensors header: a NUL in the JSON at byte ", 8 + nul));
   }
-  // A NUL ends the reader's stream early.
-  if (stream.Tell() != json.size()) {
-    return corrupt(file, cat("bad safetensors header: bytes after the JSON at byte ",
-                             8 + stream.Tell()));
+  HeaderHandler handler(out);
+  if (!nlohmann::json::sax_parse(json.begin(), json.end(), &handler)) {
+    return corrupt(file, cat("bad safetensors header: ", handler.error()));
   }
   return {};
 }

@@ -1,13 +1,11 @@
 #include "checkpoint/shard_index.h"
 
-#include <rapidjson/memorystream.h>
-#include <rapidjson/reader.h>
-
 #include <algorithm>
 #include <charconv>
 #include <exception>
 #include <filesystem>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <system_error>
 
 #include "base/str.h"
@@ -20,29 +18,38 @@ namespace fs = std::filesystem;
 
 // {"metadata": anything, "weight_map": {"tensor": "file", ...}}. The metadata are not trusted:
 // re-quantised repositories carry stale totals.
-class IndexHandler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, IndexHandler> {
+class IndexHandler : public nlohmann::json_sax<nlohmann::json> {
  public:
   std::vector<std::pair<std::string, std::string>> pairs;
+  size_t error_at = 0;
 
-  bool StartObject() { return open(); }
-  bool StartArray() { return open(); }
-  bool EndObject(rapidjson::SizeType) { return close(); }
-  bool EndArray(rapidjson::SizeType) { return close(); }
-  bool Key(const char* text, rapidjson::SizeType length, bool) {
-    if (depth_ == 1) in_map_ = std::string_view(text, length) == "weight_map";
-    if (depth_ == 2 && in_map_) pairs.emplace_back(std::string(text, length), std::string());
+  bool start_object(std::size_t) override { return open(); }
+  bool start_array(std::size_t) override { return depth_ > 0 && open(); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool key(std::string& text) override {
+    if (depth_ == 1) in_map_ = text == "weight_map";
+    if (depth_ == 2 && in_map_) pairs.emplace_back(std::move(text), std::string());
     return true;
   }
-  bool String(const char* text, rapidjson::SizeType length, bool) {
-    if (depth_ == 2 && in_map_ && !pairs.empty()) {
-      pairs.back().second.assign(text, length);
-      return true;
-    }
-    return Default();
+  bool string(std::string& text) override {
+    if (depth_ != 2 || !in_map_ || pairs.empty()) return other();
+    pairs.back().second = std::move(text);
+    return true;
   }
-  bool Default() { return depth_ >= 1 && !in_map_; }
+  bool null() override { return other(); }
+  bool boolean(bool) override { return other(); }
+  bool number_integer(int64_t) override { return other(); }
+  bool number_unsigned(uint64_t) override { return other(); }
+  bool number_float(double, const std::string&) override { return other(); }
+  bool binary(nlohmann::json::binary_t&) override { return other(); }
+  bool parse_error(std::size_t at, const std::string&, const nlohmann::json::exception&) override {
+    error_at = at;
+    return false;
+  }
 
  private:
+  bool other() const { return depth_ >= 1 && !in_map_; }
   bool open() {
     const bool allowed = depth_ < 16 && (!in_map_ || depth_ == 1);
     ++depth_;
@@ -111,14 +118,13 @@ Result<ShardList> glob_shards(const std::string& dir) {
 Result<ShardList> parse_index(std::string_view json, const std::string& dir,
                               const std::string& index_path) {
   IndexHandler handler;
-  rapidjson::MemoryStream stream(json.data(), json.size());
-  rapidjson::Reader reader;
-  constexpr unsigned kFlags = rapidjson::kParseIterativeFlag | rapidjson::kParseValidateEncodingFlag;
-  const rapidjson::ParseResult result = reader.Parse<kFlags>(stream, handler);
-  if (result.IsError() || stream.Tell() != json.size()) {
+  const bool parsed = json.find('\0') == std::string_view::npos &&
+                      nlohmann::json::sax_parse(json.begin(), json.end(), &handler);
+  if (!parsed) {
     return Status(Code::kCorrupt,
-                  cat(index_path, ": expected {\"weight_map\": {tensor: file}}, found other JSON at byte ",
-                      stream.Tell(), "; download the file again"));
+                  cat(index_path, ": expected {\"weight_map\": {tensor: file}}, found other JSON",
+                      handler.error_at ? cat(" (byte ", handler.error_at, ")") : std::string(),
+                      "; download the file again"));
   }
   ShardList list;
   list.index_path = index_path;

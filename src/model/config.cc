@@ -344,7 +344,10 @@ std::string to_json(const ModelConfig& c) {
   j["attention_dropout"] = 0.0;
   for (const IntField& f : kIntFields) j[f.hf] = c.*f.member;
   for (const RealField& f : kRealFields) j[f.hf] = c.*f.member;
-  j["compress_ratios"] = c.compress_ratios;
+  std::vector<int64_t> ratios = c.compress_ratios;
+  ratios.resize(static_cast<size_t>(c.num_hidden_layers + c.mtp_layers()));
+  j["num_nextn_predict_layers"] = c.mtp_layers();
+  j["compress_ratios"] = ratios;
   j["expert_dtype"] = c.expert_dtype == ExpertDtype::kFp8 ? "fp8" : "fp4";
   j["hidden_act"] = "silu";
   j["initializer_range"] = 0.02;

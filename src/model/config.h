@@ -93,7 +93,7 @@ Status validate(const ModelConfig& config, std::string_view origin);
 // "flash" or "pro": the released preview models.
 Result<ModelConfig> builtin_config(std::string_view name);
 
-// config.json in the Hugging Face spelling, as published.
+// config.json in the Hugging Face spelling, as published; without a draft part of another kind.
 std::string to_json(const ModelConfig& config);
 
 }  // namespace dsv4

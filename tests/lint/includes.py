@@ -17,6 +17,7 @@ ALLOWED = {
     "ops": {"formats", "base"},
     "backends": {"ops", "formats", "base"},
     "model": {"ops", "formats", "checkpoint", "base"},
+    "convert": {"model", "checkpoint", "formats", "base"},
     "cache": {"ops", "formats", "base"},
     "engine": {"model", "cache", "ops", "checkpoint", "formats", "base"},
     # The one folder that names concrete backends.

@@ -89,7 +89,7 @@ TEST(SafetensorsHeader, BadJson) {
   EXPECT_HAS(refused("<html>", 0), "expected '{'");
   EXPECT_HAS(refused("{\"a\":", 0), "invalid JSON");
   EXPECT_HAS(refused("{} x", 0), "invalid JSON");
-  EXPECT_HAS(refused(std::string_view("{}\0{}", 5), 0), "after the JSON");
+  EXPECT_HAS(refused(std::string_view("{}\0{}", 5), 0), "a NUL in the JSON");
   EXPECT_HAS(refused("{\"\xff\":1}", 0), "invalid JSON");
   std::string deep = "{\"a\":";
   for (int i = 0; i < 100000; ++i) deep += "[";
