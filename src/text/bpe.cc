@@ -42,7 +42,8 @@ Status Bpe::encode(std::string_view piece, std::vector<int32_t>& ids, Scratch& s
     const int32_t id = byte_token_[byte];
     if (id < 0) {
       return Status(Code::kInvalidArgument,
-                    cat("byte ", static_cast<int>(byte), " of the text has no token: the vocabulary "
+                    cat("byte ", static_cast<int>(byte),
+                        " of the text has no token: the vocabulary "
                         "lacks a part of the byte alphabet; use the model's own tokenizer.json"));
     }
     symbols.push_back({id, i == 0 ? kNone : i - 1, i + 1 == count ? kNone : i + 1, kNone});

@@ -9,9 +9,13 @@
 
 namespace dsv4::py {
 
-Value Value::array(std::initializer_list<Value> items) { return Value(Array(items)); }
+Value Value::array(std::initializer_list<Value> items) {
+  return Value(Array(items));
+}
 
-Value Value::object(std::initializer_list<Member> members) { return Value(Object(members)); }
+Value Value::object(std::initializer_list<Member> members) {
+  return Value(Object(members));
+}
 
 const Value* Value::find(std::string_view key) const {
   const Object* object = if_object();
@@ -64,7 +68,8 @@ double parse_float(std::string_view text) {
   // digit that is not zero does.
   const bool negative = text.front() == '-';
   const size_t e = text.find_first_of("eE");
-  const std::string_view mantissa = text.substr(negative, e == text.npos ? text.npos : e - negative);
+  const std::string_view mantissa =
+      text.substr(negative, e == text.npos ? text.npos : e - negative);
   const size_t point = std::min(mantissa.find('.'), mantissa.size());
   const size_t first = mantissa.find_first_of("123456789");
   if (first == mantissa.npos) return negative ? -0.0 : 0.0;
@@ -73,8 +78,8 @@ double parse_float(std::string_view text) {
     std::string_view digits = text.substr(e + 1);
     if (digits.front() == '+') digits.remove_prefix(1);
     if (std::from_chars(digits.data(), digits.data() + digits.size(), exponent).ec != std::errc{}) {
-      exponent = digits.front() == '-' ? std::numeric_limits<int>::min()
-                                       : std::numeric_limits<int>::max();
+      exponent =
+          digits.front() == '-' ? std::numeric_limits<int>::min() : std::numeric_limits<int>::max();
     }
   }
   exponent = std::clamp<long long>(exponent, -1'000'000'000, 1'000'000'000);

@@ -226,9 +226,9 @@ class Reader {
         DSV4_TRY(hex4(low));
       }
       if (low < 0xDC00 || low >= 0xE000) {
-        return Status(Code::kUnsupported,
-                      cat("JSON at ", place(), ": a lone surrogate, which UTF-8 cannot express; "
-                          "escape characters beyond U+FFFF as a pair"));
+        return Status(Code::kUnsupported, cat("JSON at ", place(),
+                                              ": a lone surrogate, which UTF-8 cannot express; "
+                                              "escape characters beyond U+FFFF as a pair"));
       }
       c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
     }
@@ -279,8 +279,8 @@ class Reader {
   }
 
   void skip_space() {
-    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\t' || text_[at_] == '\n' ||
-                                  text_[at_] == '\r')) {
+    while (at_ < text_.size() &&
+           (text_[at_] == ' ' || text_[at_] == '\t' || text_[at_] == '\n' || text_[at_] == '\r')) {
       ++at_;
     }
   }
@@ -302,7 +302,8 @@ class Reader {
         found = cat("'", text_.substr(at_, utf8_step(text_.substr(at_)).size), "'");
       }
     }
-    return Status(Code::kCorrupt, cat("JSON at ", place(), ": expected ", expected, ", found ", found));
+    return Status(Code::kCorrupt,
+                  cat("JSON at ", place(), ": expected ", expected, ", found ", found));
   }
 
   std::string_view text_;
@@ -314,7 +315,8 @@ class Reader {
 Result<Value> loads(std::string_view text) {
   if (!is_utf8(text)) {
     size_t at = 0;
-    while (utf8_step(text.substr(at)).kind == Utf8Kind::kValid) at += utf8_step(text.substr(at)).size;
+    while (utf8_step(text.substr(at)).kind == Utf8Kind::kValid)
+      at += utf8_step(text.substr(at)).size;
     return Status(Code::kCorrupt, cat("JSON at byte ", at, ": expected UTF-8, found byte ",
                                       static_cast<int>(static_cast<unsigned char>(text[at]))));
   }

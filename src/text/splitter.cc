@@ -37,7 +37,8 @@ std::string pcre_message(int error) {
 
 // White_Space of Unicode, as members of a character class.
 constexpr std::string_view kWhiteSpace =
-    "\\t-\\r \\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}";
+    "\\t-\\r "
+    "\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}";
 
 }  // namespace
 

@@ -37,9 +37,13 @@ const AddedTokens::Token* AddedTokens::longest(std::string_view text) const {
     const auto byte = static_cast<unsigned char>(text[depth]);
     const auto first = tokens_.begin() + static_cast<std::ptrdiff_t>(begin);
     const auto last = tokens_.begin() + static_cast<std::ptrdiff_t>(end);
-    const auto at = [depth](const Token& t) { return static_cast<unsigned char>(t.content[depth]); };
-    const auto low = std::partition_point(first, last, [&](const Token& t) { return at(t) < byte; });
-    const auto high = std::partition_point(low, last, [&](const Token& t) { return at(t) <= byte; });
+    const auto at = [depth](const Token& t) {
+      return static_cast<unsigned char>(t.content[depth]);
+    };
+    const auto low =
+        std::partition_point(first, last, [&](const Token& t) { return at(t) < byte; });
+    const auto high =
+        std::partition_point(low, last, [&](const Token& t) { return at(t) <= byte; });
     begin = static_cast<size_t>(low - tokens_.begin());
     end = static_cast<size_t>(high - tokens_.begin());
   }
@@ -95,8 +99,9 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text) const {
   // Positions inside of a piece are 32 bits wide.
   constexpr size_t kMaxBytes = size_t{1} << 30;
   if (text.size() > kMaxBytes) {
-    return Status(Code::kInvalidArgument, cat("a text of ", text.size(), " bytes: expected at most ",
-                                              kMaxBytes, "; split it"));
+    return Status(
+        Code::kInvalidArgument,
+        cat("a text of ", text.size(), " bytes: expected at most ", kMaxBytes, "; split it"));
   }
   std::string repaired;
   if (!is_utf8(text)) text = repaired = utf8_lossy(text);
@@ -167,7 +172,9 @@ bool Tokenizer::is_special(int32_t id) const {
   return id >= 0 && id < vocab_size() && data_->spans[static_cast<size_t>(id)].special;
 }
 
-int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(data_->spans.size()); }
+int32_t Tokenizer::vocab_size() const {
+  return static_cast<int32_t>(data_->spans.size());
+}
 
 Result<std::string> Detokenizer::push(int32_t id) {
   const auto bytes = tokenizer_->token_bytes(id);
@@ -191,6 +198,8 @@ Result<std::string> Detokenizer::push(int32_t id) {
   return out;
 }
 
-std::string Detokenizer::finish() { return utf8_lossy(std::exchange(held_, {})); }
+std::string Detokenizer::finish() {
+  return utf8_lossy(std::exchange(held_, {}));
+}
 
 }  // namespace dsv4

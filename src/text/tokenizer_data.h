@@ -38,8 +38,8 @@ class AddedTokens {
   // The longest token that `text` starts with, or nullptr.
   const Token* longest(std::string_view text) const;
 
-  std::vector<Token> tokens_;       // sorted by content
-  std::vector<Range> first_byte_;   // [256] tokens that start with the byte
+  std::vector<Token> tokens_;      // sorted by content
+  std::vector<Range> first_byte_;  // [256] tokens that start with the byte
 };
 
 struct TokenizerData {

@@ -167,7 +167,9 @@ class Loader {
     }
     if (parsed < 0 || parsed > kMaxTokenId) {
       return wrong(field, cat("an id, 0..", kMaxTokenId),
-                   number ? number->digits : value ? value->type_name() : "nothing");
+                   number  ? number->digits
+                   : value ? value->type_name()
+                           : "nothing");
     }
     id = static_cast<int32_t>(parsed);
     return {};
@@ -175,7 +177,8 @@ class Loader {
 
   // The content takes its id; `contents` must have room, as views into it are kept.
   Status place(std::string content, int32_t id, const std::string& field) {
-    if (static_cast<size_t>(id) >= data_->spans.size()) data_->spans.resize(static_cast<size_t>(id) + 1);
+    if (static_cast<size_t>(id) >= data_->spans.size())
+      data_->spans.resize(static_cast<size_t>(id) + 1);
     TokenizerData::Span& span = data_->spans[static_cast<size_t>(id)];
     if (span.present) {
       return wrong(field, "an id of its own", cat(id, ", which another token has too"));
@@ -204,8 +207,10 @@ class Loader {
       int32_t id = 0;
       const auto field = [&] { return cat("model.vocab[", quoted(m.key), "]"); };
       // The message is only put together where there is one: this loop runs 128,000 times.
-      if (const Status s = read_id(&m.value, "", id); !s.ok()) return read_id(&m.value, field(), id);
-      if (static_cast<size_t>(id) < data_->spans.size() && data_->spans[static_cast<size_t>(id)].present) {
+      if (const Status s = read_id(&m.value, "", id); !s.ok())
+        return read_id(&m.value, field(), id);
+      if (static_cast<size_t>(id) < data_->spans.size() &&
+          data_->spans[static_cast<size_t>(id)].present) {
         return place(m.key, id, field());
       }
       DSV4_TRY(place(m.key, id, {}));
@@ -251,7 +256,8 @@ class Loader {
       for (int k = 0; k < 3; ++k) {
         const auto found = data_->ids.find(names[k]);
         if (found == data_->ids.end()) {
-          return wrong(field(), "tokens of model.vocab", cat(quoted(names[k]), ", which is not in it"));
+          return wrong(field(), "tokens of model.vocab",
+                       cat(quoted(names[k]), ", which is not in it"));
         }
         ids[k] = found->second;
       }
@@ -281,7 +287,8 @@ class Loader {
       if (known == data_->ids.end()) {
         DSV4_TRY(place(text, id, field + ".id"));
       } else if (known->second != id) {
-        return wrong(field + ".id", cat(known->second, ", the id that ", quoted(text), " has already"),
+        return wrong(field + ".id",
+                     cat(known->second, ", the id that ", quoted(text), " has already"),
                      std::to_string(id));
       } else if (data_->spans[static_cast<size_t>(id)].added) {
         return wrong(field + ".content", "a token that is not listed before", quoted(text));

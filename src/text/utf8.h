@@ -1,5 +1,6 @@
-// UTF-8, one well-formed sequence at a time. What is ill-formed becomes U+FFFD, one for each maximal
-// subpart (Unicode 15, section 3.9), which is also what the original tokenizer's host libraries do.
+// UTF-8, one well-formed sequence at a time. What is ill-formed becomes U+FFFD, one for each
+// maximal subpart (Unicode 15, section 3.9), which is also what the original tokenizer's host
+// libraries do.
 #pragma once
 
 #include <cstddef>
