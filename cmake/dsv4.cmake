@@ -12,6 +12,10 @@ target_compile_options(dsv4_flags INTERFACE
 if(DSV4_SANITIZE)
   target_compile_options(dsv4_flags INTERFACE -fsanitize=${DSV4_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(dsv4_flags INTERFACE -fsanitize=${DSV4_SANITIZE})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    target_compile_options(dsv4_flags INTERFACE
+      "-fsanitize-ignorelist=${PROJECT_SOURCE_DIR}/cmake/sanitizer_ignore.txt")
+  endif()
 endif()
 if(DSV4_FUZZ)
   target_compile_options(dsv4_flags INTERFACE -fsanitize=fuzzer-no-link)
