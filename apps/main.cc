@@ -1,3 +1,4 @@
+#include <csignal>
 #include <cstdio>
 
 #include "command.h"
@@ -12,9 +13,17 @@ int fail(const Status& status) {
 }  // namespace dsv4::apps
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is an error of write(), not the end
   CLI::App app{"dsv4: native inference for the DeepSeek-V4 family"};
   app.require_subcommand(1);
   int exit_code = dsv4::apps::kExitOk;
+  dsv4::apps::add_logits(app, exit_code);
+  dsv4::apps::add_verify(app, exit_code);
+  dsv4::apps::add_encode(app, exit_code);
+  dsv4::apps::add_parse(app, exit_code);
+  dsv4::apps::add_tokenize(app, exit_code);
+  dsv4::apps::add_quantize(app, exit_code);
+  dsv4::apps::add_synth(app, exit_code);
   dsv4::apps::add_version(app, exit_code);
   try {
     app.parse(argc, argv);

@@ -33,6 +33,9 @@ class Backend {
   virtual const OpTable& ops() const = 0;
   virtual MemoryInfo memory() const = 0;
   virtual KvFormat kv_format() const = 0;      // rows of ring and entries that its ops expect
+  // True where every BF16 rounding point inside the ops is the published one; such a backend is held
+  // to the sharper limits of the golden comparison. Fused backends may stay in FP32 in between.
+  virtual bool exact_rounding() const { return false; }
 
   // Memory for weights, cache and activations; 256-byte aligned, zero-filled.
   virtual Result<Buffer> allocate(size_t bytes) = 0;

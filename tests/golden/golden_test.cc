@@ -1,0 +1,47 @@
+// Every backend of this build against the golden checkpoints, one layer at a time and end to end.
+#include <gtest/gtest.h>
+
+#include "api/backends.h"
+#include "api/verify.h"
+#include "dsv4/engine.h"
+#include "golden/shared_data.h"
+
+namespace dsv4 {
+namespace {
+
+struct Case {
+  const char* checkpoint;
+  // End to end limits differ: tiny-pro's settings make it less chaotic.
+  double cosine, agreement;
+};
+
+class Golden : public testing::TestWithParam<Case> {};
+
+TEST_P(Golden, EveryBackendMeetsItsLimits) {
+  const std::string dir = std::string("golden/") + GetParam().checkpoint;
+  if (!tests::have_shared(dir)) GTEST_SKIP() << "no golden data at " << tests::shared_path(dir);
+  for (const std::string_view name : backend_names()) {
+    SCOPED_TRACE(name);
+    Result<LoadedModel> loaded = load_model(tests::shared_path(dir), name, {});
+    ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+    VerifyLimits limits = default_limits(loaded->backend->exact_rounding());
+    limits.end_to_end_cosine = GetParam().cosine;
+    limits.end_to_end_agreement = GetParam().agreement;
+    Result<VerifyReport> report =
+        verify_golden(*loaded, tests::shared_path(dir + "/golden.safetensors"), limits, {});
+    ASSERT_TRUE(report.ok()) << report.status().message();
+    EXPECT_TRUE(report->mtp_cosine.has_value());
+    for (const std::string& failure : report->failures) ADD_FAILURE() << failure;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, Golden,
+                         testing::Values(Case{"tiny-flash", 0.985, 0.84}, Case{"tiny-pro", 0.997, 0.88}),
+                         [](const auto& param) {
+                           std::string name = param.param.checkpoint;
+                           name[name.find('-')] = '_';
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace dsv4
