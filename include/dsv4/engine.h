@@ -18,8 +18,6 @@
 
 namespace dsv4 {
 
-class EngineCore;
-
 class Engine {
  public:
   // Sizes only: reads headers and config, allocates nothing.

@@ -103,18 +103,6 @@ struct LoadProgress {
   std::string_view unit;
 };
 
-struct EngineOptions {
-  std::string model_dir;
-  std::string device = "auto";  // a name of backend_names(), or "auto"
-  int64_t context = 0;          // longest sequence; 0 = 8192 or the model's own limit, the smaller
-  int64_t max_sequences = 1;    // that may be in the cache at one time
-  int64_t cache_tokens = 0;     // over all sequences; 0 = context * max_sequences
-  int64_t prefill_chunk = 256;  // prompt rows of one step
-  int64_t max_rollback = 8;  // tokens that can be taken back from a sequence without a new prefill
-  std::function<void(const LoadProgress&)> progress;
-  std::function<void(std::string_view line)> log;
-};
-
 // What a loaded engine occupies, in bytes, known before a weight is read.
 struct MemoryPlan {
   std::string device;     // one line
@@ -140,6 +128,18 @@ struct MemoryPlan {
 };
 // A table for people, several lines, each ended.
 std::string to_text(const MemoryPlan& plan);
+
+struct EngineOptions {
+  std::string model_dir;
+  std::string device = "auto";  // a name of backend_names(), or "auto"
+  int64_t context = 0;          // longest sequence; 0 = 8192 or the model's own limit, the smaller
+  int64_t max_sequences = 1;    // that may be in the cache at one time
+  int64_t cache_tokens = 0;     // over all sequences; 0 = context * max_sequences
+  int64_t prefill_chunk = 256;  // prompt rows of one step
+  int64_t max_rollback = 8;  // tokens that can be taken back from a sequence without a new prefill
+  std::function<void(const LoadProgress&)> progress;
+  std::function<void(const MemoryPlan&)> on_plan;  // called once, before a weight is read
+};
 
 struct ModelInfo {
   int64_t vocab_size = 0;
