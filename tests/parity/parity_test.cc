@@ -1,0 +1,152 @@
+// Every op, every case, every backend: against reference, and against itself in other batches.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <map>
+#include <set>
+
+#include "bench/op_cases.h"
+#include "compare.h"
+#include "machine.h"
+
+namespace dsv4::parity {
+namespace {
+
+using bench::CaseSpec;
+using bench::Step;
+using Outputs = std::vector<HostArray>;
+
+class Parity : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    auto machine = Machine::make(GetParam());
+    auto reference = Machine::make("reference");
+    ASSERT_TRUE(machine.ok()) << machine.status().message();
+    ASSERT_TRUE(reference.ok()) << reference.status().message();
+    machine_ = std::move(machine).value();
+    reference_ = std::move(reference).value();
+    RecordProperty("backend", machine_.backend->describe());
+  }
+
+  static bool same(const Outputs& a, const Outputs& b, std::string& where) {
+    for (size_t i = 0; i < a.size(); ++i) {
+      if (a[i].bytes == b[i].bytes) continue;
+      size_t at = 0;
+      while (a[i].bytes[at] == b[i].bytes[at]) ++at;
+      where = a[i].name + " element " + std::to_string(at / dtype_size(a[i].dtype)) + " of " + to_string(a[i].shape);
+      return false;
+    }
+    return true;
+  }
+
+  Machine machine_, reference_;
+};
+
+TEST_P(Parity, AgreesWithReference) {
+  for (const CaseSpec& spec : bench::parity_cases()) {
+    SCOPED_TRACE(spec.name);
+    const OpCase c = spec.make();
+    auto expected = reference_.run(c);
+    ASSERT_TRUE(expected.ok()) << expected.status().message();
+    auto found = machine_.run(c);
+    ASSERT_TRUE(found.ok()) << found.status().message();
+    Outputs magnitude;
+    if (needs_magnitude(c)) {
+      auto sums = reference_.run(c.absolute());
+      ASSERT_TRUE(sums.ok()) << sums.status().message();
+      magnitude = std::move(sums).value();
+    }
+    EXPECT_EQ(judge(c, *expected, *found, magnitude.empty() ? nullptr : &magnitude), "");
+    if (spec.name.find("NaN") == std::string::npos) {
+      EXPECT_EQ(check_written(*found), "");
+    }
+  }
+}
+
+// A row's result does not depend on the rows around it: rows one by one, sequences one by one. What
+// runs twice gives the same twice.
+TEST_P(Parity, RowsAreIndependent) {
+  for (const CaseSpec& spec : bench::parity_cases()) {
+    SCOPED_TRACE(spec.name);
+    const OpCase c = spec.make();
+    auto together = machine_.run(c);
+    auto apart = machine_.run(c, machine_.backend->ops(), c.split);
+    auto again = machine_.run(c);
+    ASSERT_TRUE(together.ok() && apart.ok() && again.ok());
+    std::string where;
+    EXPECT_TRUE(same(*together, *apart, where)) << "one by one differs from the batch: " << where;
+    EXPECT_TRUE(same(*together, *again, where)) << "a second run differs: " << where;
+  }
+}
+
+// A fused entry is its leaves: the backend's own, composed by the defaults.
+TEST_P(Parity, FusedEntriesAreTheirLeaves) {
+  OpTable leaves = machine_.backend->ops();
+  fill_fallbacks(leaves);
+  std::set<std::string> fused;
+  for (const OpInfo& info : op_list()) {
+    if (info.fused) fused.emplace(info.name);
+  }
+  for (const CaseSpec& spec : bench::parity_cases()) {
+    if (!fused.count(spec.op)) continue;
+    SCOPED_TRACE(spec.name);
+    const OpCase c = spec.make();
+    auto composed = machine_.run(c, leaves, {c.whole});
+    auto found = machine_.run(c);
+    ASSERT_TRUE(composed.ok() && found.ok());
+    Outputs magnitude;
+    if (needs_magnitude(c)) magnitude = std::move(reference_.run(c.absolute())).value();
+    EXPECT_EQ(judge(c, *composed, *found, magnitude.empty() ? nullptr : &magnitude), "");
+  }
+}
+
+TEST_P(Parity, UnpackGivesThePublishedBytes) {
+  struct Shape2 {
+    int64_t rows, cols, groups, count;
+  };
+  const std::pair<WeightRole, Shape2> roles[] = {
+      {WeightRole::kLinear, {192, 384, 1, 1}}, {WeightRole::kLinear, {67, 128, 1, 1}},
+      {WeightRole::kLinear, {1, 4096, 1, 1}},  {WeightRole::kGrouped, {192, 320, 3, 1}},
+      {WeightRole::kExperts, {128, 256, 1, 5}}, {WeightRole::kExperts, {72, 128, 1, 3}}};
+  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kFp8Tile128, WeightFormat::kMxfp4, WeightFormat::kNvfp4}) {
+    for (const auto& [role, s] : roles) {
+      bench::Rng rng(7);
+      bench::HostWeight w = bench::random_weight(role, format, s.rows, s.cols, rng, s.count, s.count);
+      w.groups = s.groups;
+      SCOPED_TRACE(std::string(format_info(format).name) + " " + std::to_string(s.rows) + " x " + std::to_string(s.cols));
+      auto packed = machine_.backend->pack(w.request());
+      ASSERT_TRUE(packed.ok()) << packed.status().message();
+      EXPECT_EQ(packed->bytes(), machine_.backend->packed_bytes(w.request()));
+      for (int64_t i = 0; i < s.count; ++i) {
+        const bench::HostMatrix& m = *w.matrices[static_cast<size_t>(i)];
+        std::vector<uint8_t> elements(m.elements.size()), scales(m.scales.size());
+        const Status status = machine_.backend->unpack(*packed, i, elements.data(), scales.data());
+        ASSERT_TRUE(status.ok()) << status.message();
+        EXPECT_TRUE(elements == m.elements) << "elements of matrix " << i;
+        EXPECT_TRUE(scales == m.scales) << "scales of matrix " << i;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, Parity, testing::ValuesIn(backends_under_test()),
+                         [](const auto& param) { return param.param; });
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Parity);
+
+TEST(Coverage, EveryOpHasCasesAndEveryOutputHasARule) {
+  std::map<std::string, OpCase> first;
+  for (const CaseSpec& spec : bench::parity_cases()) {
+    if (!first.count(spec.op)) first.emplace(spec.op, spec.make());
+  }
+  for (const OpInfo& info : op_list()) {
+    const auto found = first.find(std::string(info.name));
+    ASSERT_NE(found, first.end()) << info.name << " has no parity case; add a builder to bench/ and a line to parity_cases.cc";
+    for (const HostArray& a : found->second.arrays) {
+      if (a.use == bench::Use::kIn || a.dtype == DType::kI32 || (info.name == "router" && a.name == "weights")) continue;
+      EXPECT_FALSE(rules_for(info.name, a.name).empty()) << info.name << "." << a.name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dsv4::parity
