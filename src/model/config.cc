@@ -275,20 +275,14 @@ Result<ModelConfig> parse_config(std::string_view text, std::string_view origin)
   }
 }
 
-Result<ModelConfig> load_config(const std::string& dir) {
-  namespace fs = std::filesystem;
+Result<ModelConfig> load_config_file(const std::string& path) {
   std::error_code error;
-  std::string path = dir + "/config.json";
-  if (!fs::exists(path, error)) {
-    const std::string native = dir + "/inference/config.json";
-    if (!fs::exists(native, error)) {
-      return Status(Code::kNotFound,
-                    cat(path, ": no such file; -m wants the folder of a checkpoint"));
-    }
-    path = native;
+  const auto size = std::filesystem::file_size(path, error);
+  if (error) {
+    const bool missing = error == std::errc::no_such_file_or_directory;
+    return Status(missing ? Code::kNotFound : Code::kIo,
+                  cat(path, ": ", error.message(), "; expected a config.json"));
   }
-  const auto size = fs::file_size(path, error);
-  if (error) return Status(Code::kIo, cat(path, ": ", error.message()));
   if (size > kMaxConfigBytes) {
     return Status(Code::kCorrupt, cat(path, ": expected at most 64 MiB, found ", size, " bytes"));
   }
@@ -296,6 +290,14 @@ Result<ModelConfig> load_config(const std::string& dir) {
   const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   if (!file) return Status(Code::kIo, cat(path, ": cannot be read; check its permissions"));
   return parse_config(text, path);
+}
+
+Result<ModelConfig> load_config(const std::string& dir) {
+  std::error_code error;
+  const std::string path = dir + "/config.json", native = dir + "/inference/config.json";
+  if (std::filesystem::exists(path, error)) return load_config_file(path);
+  if (std::filesystem::exists(native, error)) return load_config_file(native);
+  return Status(Code::kNotFound, cat(path, ": no such file; -m wants the folder of a checkpoint"));
 }
 
 Result<ModelConfig> builtin_config(std::string_view name) {

@@ -84,6 +84,8 @@ struct ModelConfig {
 // `origin` (a file name) stands at the start of every error line. The text may be hostile.
 Result<ModelConfig> parse_config(std::string_view json, std::string_view origin);
 
+Result<ModelConfig> load_config_file(const std::string& path);
+
 // DIR/config.json, or DIR/inference/config.json where only that one exists.
 Result<ModelConfig> load_config(const std::string& dir);
 
