@@ -37,16 +37,21 @@ class Value {
   using Array = std::vector<Value>;
   using Object = std::vector<Member>;
 
-  Value() = default;  // null
-  Value(bool x) : data_(x) {}
-  Value(Int x) : data_(std::move(x)) {}
-  Value(int x) : data_(Int{std::to_string(x)}) {}
-  Value(double x) : data_(x) {}
-  Value(std::string x) : data_(std::move(x)) {}
-  Value(std::string_view x) : data_(std::string(x)) {}
-  Value(const char* x) : data_(std::string(x)) {}
-  Value(Array x) : data_(std::move(x)) {}
-  Value(Object x) : data_(std::move(x)) {}
+  Value();  // null
+  Value(bool x);
+  Value(Int x);
+  Value(int x);
+  Value(double x);
+  Value(std::string x);
+  Value(std::string_view x);
+  Value(const char* x);
+  Value(Array x);
+  Value(Object x);
+  Value(const Value&);
+  Value(Value&&) noexcept;
+  Value& operator=(const Value&);
+  Value& operator=(Value&&) noexcept;
+  ~Value();
 
   static Value array(std::initializer_list<Value> items);
   static Value object(std::initializer_list<Member> members);
@@ -82,6 +87,23 @@ struct Member {
   std::string key;
   Value value;
 };
+
+// Here, because a vector of Member can be handled only where Member is complete.
+inline Value::Value() = default;
+inline Value::Value(bool x) : data_(x) {}
+inline Value::Value(Int x) : data_(std::move(x)) {}
+inline Value::Value(int x) : data_(Int{std::to_string(x)}) {}
+inline Value::Value(double x) : data_(x) {}
+inline Value::Value(std::string x) : data_(std::move(x)) {}
+inline Value::Value(std::string_view x) : data_(std::string(x)) {}
+inline Value::Value(const char* x) : data_(std::string(x)) {}
+inline Value::Value(Array x) : data_(std::move(x)) {}
+inline Value::Value(Object x) : data_(std::move(x)) {}
+inline Value::Value(const Value&) = default;
+inline Value::Value(Value&&) noexcept = default;
+inline Value& Value::operator=(const Value&) = default;
+inline Value& Value::operator=(Value&&) noexcept = default;
+inline Value::~Value() = default;
 
 // kCorrupt: not JSON (message with line and column). kUnsupported: JSON that Python reads and this
 // cannot hold: deeper than kMaxDepth, or a lone surrogate, which no UTF-8 text can express.

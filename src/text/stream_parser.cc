@@ -63,10 +63,11 @@ void StreamParser::plain(std::vector<StreamEvent>& events, bool final) {
         found = marker;
       }
     }
-    if (found.empty()) {
-      const size_t decided = final ? rest.size() : held_from(rest, markers);
-      emit(rest.substr(0, decided), events);
-      at_ += decided;
+    // A marker that is there may be the inside of a longer one that is not complete yet.
+    const size_t held = final ? rest.size() : held_from(rest, markers);
+    if (held <= first || found.empty()) {
+      emit(rest.substr(0, held), events);
+      at_ += held;
       return;
     }
     emit(rest.substr(0, first), events);
