@@ -7,6 +7,7 @@ import quant
 
 BF = torch.bfloat16
 NEG = float("-inf")
+FAR = -1e4  # a finite mask where a whole row may be masked
 OUTLIERS = [0, 32, 94, 126]
 INDEX_OUTLIER = 32.0  # initial gain of a few index-key channels: FP4 keys then need the Hadamard transform
 
@@ -132,13 +133,13 @@ class Attention(nn.Module):
         if flags.newest:
             newest = torch.arange(n, device=see.device) >= (positions.unsqueeze(-1) + 1) // self.ratio - k
             return (see & newest).unsqueeze(0)
-        if not flags.select or n <= k:
+        if n <= k:
             return see.unsqueeze(0)
         with torch.no_grad():
             score = self.indexer.scores(x, qr, keys, rope, flags).masked_fill(~see, NEG)
             picks = score.topk(k, -1, sorted=False).indices
             chosen = torch.zeros(score.shape, dtype=torch.bool, device=x.device).scatter_(-1, picks, True)
-        return chosen & see
+        return (chosen | (flags.all_visible > 0)) & see if flags.all_visible is not None else chosen & see
 
     def index_loss(self, x, qr, q, kv, entries, keys, rope, probe, flags):
         """KL from the main branch's attention mass on the entries to the indexer's softmax, at probed queries."""
@@ -148,20 +149,21 @@ class Attention(nn.Module):
         with torch.no_grad():
             qp = q[rows, probe]  # [B, P, H, d]
             far = torch.einsum("bphd,bnd->bphn", qp, entries).float() * self.d**-0.5
-            far = far.masked_fill(~see.unsqueeze(2), NEG)
-            mass = torch.softmax(far, -1).nan_to_num(0.0)
+            far = far.masked_fill(~see.unsqueeze(2), FAR)
+            mass = torch.softmax(far, -1) * see.unsqueeze(2)
             # heads that look at the window or the sink should not steer the indexer: weigh by their far mass
             near = self.near_mass(qp, kv, probe)
             top = torch.logsumexp(far, -1)
             share = torch.sigmoid(top - torch.logaddexp(near, self.attn_sink.expand_as(near)))
-            target = (mass * share.nan_to_num(0.0).unsqueeze(-1)).sum(2)
+            target = (mass * share.unsqueeze(-1)).sum(2)
             weight = target.sum(-1)
             target = target / weight.clamp(min=1e-6).unsqueeze(-1)
+            entropy = (target * torch.log(target.clamp(min=1e-9))).sum(-1)
         cos, sin = rope
         score = self.indexer.scores(x[rows, probe].detach(), qr[rows, probe].detach(), keys, (cos[probe], sin[probe]),
                                     flags)
-        logp = torch.log_softmax(score.masked_fill(~see, -1e9), -1)
-        kl = (torch.xlogy(target, target) - target * logp).sum(-1)
+        logp = torch.log_softmax(score.masked_fill(~see, FAR), -1)
+        kl = entropy - (target * logp).sum(-1)
         ok = see.any(-1).float() * (0.1 + weight.clamp(max=1.0))
         return (kl * ok).sum() / ok.sum().clamp(min=1.0)
 
@@ -172,7 +174,7 @@ class Attention(nn.Module):
         rows = torch.arange(kv.shape[0], device=kv.device)[:, None, None]
         keys = kv[rows, idx.clamp(min=0)]  # [B, P, W, d]
         s = torch.einsum("bphd,bpwd->bphw", qp, keys).float() * self.d**-0.5
-        return torch.logsumexp(s.masked_fill(idx.unsqueeze(2) < 0, NEG), -1)
+        return torch.logsumexp(s.masked_fill(idx.unsqueeze(2) < 0, FAR), -1)
 
     def scores(self, q, k, flags):
         if flags.exact:

@@ -43,7 +43,7 @@ def recall_segments(r, budget):
 
 
 MIX = {
-    "short": (("story", 22), ("story_chat", 10), ("talk", 4), ("sums", 18), ("lists", 16), ("tool_chat", 20), ("recall", 10)),
+    "short": (("story", 22), ("story_chat", 10), ("talk", 4), ("sums", 18), ("lists", 16), ("tool_chat", 20), ("recall", 14)),
     "long": (("story", 6), ("story_chat", 5), ("talk", 2), ("sums", 7), ("lists", 6), ("tool_chat", 8), ("recall", 8)),
 }
 
@@ -58,11 +58,13 @@ class Packer:
         task = "recall" if recall_first else r.choices(self.tasks, self.odds)[0]
         budget = 0
         if task == "recall":
-            most = min(room - 120, 900) if not recall_first else room - 260
+            most = room - 260 if self.long else min(room - 120, 900)
             if most < 120:
                 task = "lists"
+            elif recall_first:  # half the rows are one long text
+                budget = int(most * r.uniform(0.7, 1.0) if r.random() < 0.5 else most ** r.uniform(0.7, 1.0))
             else:
-                budget = int(r.uniform(0.55, 1.0) * most) if recall_first else r.randrange(100, most + 1)
+                budget = int(most ** r.uniform(0.65, 1.0))
         parts = segments_of(r, task, budget)
         ids, weights = [], []
         for enc, (_, weight) in zip(self.tok.encode_batch([t for t, _ in parts], add_special_tokens=False), parts):
@@ -74,7 +76,7 @@ class Packer:
         ids, weights = [], []
         while len(ids) <= self.length:
             first = self.long and not ids
-            i, w = self.document(r, self.length - len(ids) if first else 900, first)
+            i, w = self.document(r, self.length - len(ids) if self.long else 900, first)
             ids += i
             weights += w
         return ids[:self.length + 1], weights[:self.length + 1]

@@ -25,7 +25,7 @@ class Flags:
 
     def __init__(self, exact=False, quantise=True, weights_quantised=False, **controls):
         self.exact, self.quantise, self.weights_quantised = exact, quantise, weights_quantised
-        self.select = controls.pop("select", True)          # indexer top-k on
+        self.all_visible = controls.pop("all_visible", None)  # 0-d tensor; above 0: no selection (dense phase)
         self.hadamard = controls.pop("hadamard", True)
         self.sink = controls.pop("sink", True)
         self.ape = controls.pop("ape", True)

@@ -39,6 +39,8 @@ class Optimiser:
     def step(self, factor):
         """factor scales the learning rate; returns the gradient norm before clipping."""
         norm = torch.nn.utils.clip_grad_norm_(self.main, 1.0, foreach=True)
+        for p in self.indexer:
+            p.grad.nan_to_num_(0.0, 0.0, 0.0)
         torch.nn.utils.clip_grad_norm_(self.indexer, 1.0, foreach=True)
         lr = self.lr * factor
         for shape, ps in self.groups.items():

@@ -19,8 +19,7 @@ from optim import Optimiser
 
 SEED = 20261121
 # name, row length, rows, steps, selection on, probes per row
-PHASES = [("dense", 1024, 64, 2400, False, 64), ("select", 1024, 64, 3600, True, 64),
-          ("4k", 4096, 16, 2400, True, 160), ("16k", 16384, 4, 1600, True, 384)]
+PHASES = [("dense", 1024, 64, 1400, False, 64), ("select", 1024, 64, 2400, True, 64), ("long", 16384, 4, 3400, True, 384)]
 WARMUP, LR, MTP_WEIGHT = 100, 3e-3, 0.3
 
 
@@ -43,6 +42,7 @@ class Batches(Dataset):
         if self.tok is None:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
             torch.set_num_threads(1)
+            os.nice(10)
             from tokenizers import Tokenizer
             self.tok = Tokenizer.from_file(self.path)
         (name, length, rows, _, _, probes), at = phase_of(self.start + i, self.phases)
@@ -56,9 +56,10 @@ def head_loss(model, x, labels, weights, flags, mtp):
     return (ce * weights).sum() / weights.sum(), (logits.argmax(-1) == labels).detach()
 
 
-def schedule(step, total):
-    decay_from = 0.45 * total
-    return min((step + 1) / WARMUP, 1.0) * (1.0 if step < decay_from else max(0.02, (total - step) / (total - decay_from)))
+def schedule(step, phases):
+    """Warm up, hold, then fall linearly over the last phase."""
+    total = sum(p[3] for p in phases)
+    return min((step + 1) / WARMUP, 1.0, max(0.02, (total - step) / phases[-1][3]))
 
 
 def balance(model, loads):
@@ -74,7 +75,8 @@ def main():
     args.add_argument("--work", default="/tmp/demo_work")
     args.add_argument("--minutes", type=float, default=9.0)
     args.add_argument("--tokenizer", default="models/demo/tokenizer.json")
-    args.add_argument("--smoke", type=int, default=0, help="steps per phase of a trial run")
+    args.add_argument("--steps", default="", help="steps of each phase, for trials: 40,40,40")
+    args.add_argument("--until", type=int, default=1 << 30, help="stop this call at this step")
     args.add_argument("--workers", type=int, default=13)
     args.add_argument("--eager", action="store_true")
     args = args.parse_args()
@@ -84,7 +86,8 @@ def main():
     torch._dynamo.config.cache_size_limit = 64
     torch._dynamo.config.automatic_dynamic_shapes = False
     vocab = max(t["id"] for t in json.load(open(args.tokenizer))["added_tokens"]) + 1
-    phases = [(n, l, r, args.smoke or s, sel, p) for n, l, r, s, sel, p in PHASES]
+    steps = dict(zip([p[0] for p in PHASES], map(int, args.steps.split(",")))) if args.steps else {}
+    phases = [(n, l, r, steps.get(n, s), sel, p) for n, l, r, s, sel, p in PHASES]
     total = sum(p[3] for p in phases)
     model = Model(namespace(demo_config(vocab)), SEED).cuda()
     opt, start = Optimiser(model, LR), 0
@@ -106,7 +109,7 @@ def main():
     step, seen, mark = start, 0, time.time()
     for step, (tokens, weights, probe) in enumerate(loader, start):
         (name, length, rows, steps, select, _), at = phase_of(step, phases)
-        flags = Flags(select=select)
+        flags = Flags(all_visible=torch.tensor(0.0 if select else 1.0, device="cuda"))
         tokens, weights = tokens.cuda(non_blocking=True).long(), weights.cuda(non_blocking=True)
         probe = probe.cuda(non_blocking=True)
         inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -116,11 +119,11 @@ def main():
         ahead, ahead_w = F.pad(labels[:, 1:], (0, 1)), F.pad(weights[:, 1:], (0, 1))
         mtp, right2 = loss_of(model, xm, ahead, ahead_w, flags, True)
         (loss + MTP_WEIGHT * mtp + kl).backward()
-        norm = opt.step(schedule(step, total))
+        norm = opt.step(schedule(step, phases))
         balance(model, loads + [load])
         seen += tokens.numel()
-        late = time.time() - began > args.minutes * 60
-        if at % 50 == 0 or at == steps - 1 or late or (args.smoke and at < 3):
+        late = time.time() - began > args.minutes * 60 or step + 1 >= args.until
+        if at % 50 == 0 or at == steps - 1 or late or at in (1, 2):
             def rate(mask, ok):
                 return (ok & mask).sum() / mask.sum().clamp(min=1)
             stats = [loss, mtp, kl, norm, rate(weights == 10, right), rate(weights == 3, right), rate(weights == 1, right),
