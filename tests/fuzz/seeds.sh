@@ -58,5 +58,14 @@ cat > text_tokenizer_fuzz/small <<'JSON'
 JSON
 
 mkdir -p text_chat_fuzz
-printf '%s' '{"messages":[{"role":"system","content":"s"},{"role":"user","content":"hi"},{"role":"assistant","content":"","reasoning_content":"r","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{\"x\": 1}"}}]},{"role":"tool","tool_call_id":"1","content":"2"}],"thinking_mode":"thinking","drop_thinking":true,"reasoning_effort":"max"}' > text_chat_fuzz/tools
-printf '%s' '{"messages":[{"role":"user","content":"hi"}],"thinking_mode":"chat"}' > text_chat_fuzz/plain
+printf '%s' '[{"role":"system","content":"s","tools":[{"type":"function","function":{"name":"f","description":"d","parameters":{"type":"object"}}}]},{"role":"user","content":"hi"},{"role":"assistant","content":"","reasoning_content":"r","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{\"x\": 1}"}}]},{"role":"tool","tool_call_id":"1","content":"2"}]' > text_chat_fuzz/tools
+printf '%s' '[{"role":"user","content":"hi"},{"role":"assistant","content":"a"}]' > text_chat_fuzz/plain
+printf '%s' 'reasoning</think>content<｜end▁of▁sentence｜>' > text_chat_fuzz/completion
+printf '%s' 'x</think>y
+
+<｜DSML｜tool_calls>
+<｜DSML｜invoke name="f">
+<｜DSML｜parameter name="a" string="true">v</｜DSML｜parameter>
+<｜DSML｜parameter name="b" string="false">[1, 2.5e3, null]</｜DSML｜parameter>
+</｜DSML｜invoke>
+</｜DSML｜tool_calls><｜end▁of▁sentence｜>' > text_chat_fuzz/calls
