@@ -1,0 +1,150 @@
+#include "bench/model_bench.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "bench/ops_bench.h"
+#include "bench/random.h"
+#include "cache/kv_cache.h"
+#include "engine/runner.h"
+
+namespace dsv4::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kWarmSteps = 2, kTracedSteps = 4;
+
+double ms_since(Clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+}
+
+// A cache, a runner over a table that can be traced, and `batch` open sequences.
+struct Setup {
+  Setup(const OpTable& table, uint64_t seed) : trace(table), rng(seed) {}
+
+  TraceTable trace;
+  Rng rng;
+  std::unique_ptr<KvCache> cache;
+  std::unique_ptr<Runner> runner;
+  std::vector<SequenceCache> sequences;
+
+  std::vector<int32_t> random_tokens(int64_t n) {
+    std::vector<int32_t> tokens;
+    for (int64_t i = 0; i < n; ++i) tokens.push_back(static_cast<int32_t>(rng.below(runner->model().config.vocab_size)));
+    return tokens;
+  }
+  // `n` random tokens behind sequence i, in batches of at most `chunk` rows; logits of the last.
+  Status feed(size_t i, int64_t n, int64_t chunk) {
+    for (int64_t done = 0; done < n;) {
+      const std::vector<int32_t> tokens = random_tokens(std::min(chunk, n - done));
+      done += std::ssize(tokens);
+      const SequenceRows rows{.cache = &sequences[i], .tokens = tokens, .logits = done == n ? LogitRows::kLast : LogitRows::kNone};
+      DSV4_ASSIGN(const LogitsView logits, runner->run({&rows, 1}));
+      (void)logits;
+      DSV4_TRY(sequences[i].commit(std::ssize(tokens)));
+    }
+    return {};
+  }
+};
+
+Result<std::unique_ptr<Setup>> set_up(const Model& model, Backend& backend, int64_t sequences, int64_t context, int64_t rows) {
+  auto s = std::make_unique<Setup>(backend.ops(), 2026);
+  const CacheSpec spec = make_cache_spec(model.config, model.plan);
+  const int64_t tokens = (context + spec.span - 1) / spec.span * spec.span * sequences;
+  DSV4_ASSIGN(s->cache, KvCache::make(spec, {.max_sequences = sequences, .max_tokens = tokens, .max_rollback = 0}, backend));
+  const BatchLimits limits{.max_rows = std::max(rows, sequences), .max_sequences = sequences, .max_logit_rows = sequences, .context = context};
+  DSV4_ASSIGN(s->runner, Runner::make(model, *s->cache, limits, backend, s->trace));
+  for (int64_t i = 0; i < sequences; ++i) {
+    DSV4_ASSIGN(SequenceCache sequence, s->cache->open());
+    s->sequences.push_back(std::move(sequence));
+  }
+  return s;
+}
+
+Status decode_step(Setup& s) {
+  const std::vector<int32_t> tokens = s.random_tokens(std::ssize(s.sequences));
+  std::vector<SequenceRows> rows;
+  for (size_t i = 0; i < s.sequences.size(); ++i) {
+    rows.push_back({.cache = &s.sequences[i], .tokens = std::span(tokens).subspan(i, 1)});
+  }
+  DSV4_ASSIGN(const LogitsView logits, s.runner->run(rows));
+  (void)logits;
+  for (SequenceCache& sequence : s.sequences) DSV4_TRY(sequence.commit(1));
+  return {};
+}
+
+// Records of the traced runs, divided by their number, slowest op first.
+void summarise(const Setup& s, const OpTable& table, int64_t runs, ModelBenchResult& r) {
+  for (size_t i = 0; i < op_list().size(); ++i) {
+    OpRecord record = s.trace.records()[i];
+    if (record.calls == 0) continue;
+    for (int64_t* v : {&record.calls, &record.ns, &record.bytes, &record.flops}) *v /= runs;
+    r.bytes += record.bytes;
+    r.flops += record.flops;
+    r.ops.push_back({std::string(op_list()[i].name), std::string(op_impl(table, i)), record});
+  }
+  std::sort(r.ops.begin(), r.ops.end(), [](const OpShare& a, const OpShare& b) { return a.record.ns > b.record.ns; });
+}
+
+}  // namespace
+
+Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend, const ModelBenchOptions& o,
+                                      const ProgressSink& progress) {
+  const int64_t steps = kWarmSteps + o.tokens + kTracedSteps;
+  DSV4_ASSIGN(const auto s, set_up(model, backend, o.batch, o.context + steps, o.fill ? o.chunk : 1));
+  ModelBenchResult r{.tokens_per_step = o.batch};
+  const auto begin = Clock::now();
+  for (size_t i = 0; i < s->sequences.size() && o.context > 0; ++i) {
+    if (o.fill) {
+      DSV4_TRY(s->feed(i, o.context, o.chunk));
+      if (progress) progress({.stage = "context", .done = static_cast<int64_t>(i) + 1, .total = o.batch, .unit = "sequences"});
+    } else {
+      DSV4_TRY(s->sequences[i].reserve(o.context));
+      DSV4_TRY(s->sequences[i].commit(o.context));
+    }
+  }
+  if (o.fill && o.context > 0) r.fill_tokens_per_s = static_cast<double>(o.batch * o.context) / (ms_since(begin) * 1e-3);
+
+  std::vector<double> ms;
+  for (int64_t i = 0; i < kWarmSteps; ++i) DSV4_TRY(decode_step(*s));
+  for (int64_t i = 0; i < o.tokens; ++i) {
+    const auto at = Clock::now();
+    DSV4_TRY(decode_step(*s));
+    ms.push_back(ms_since(at));
+    if (progress) progress({.stage = "decode", .done = i + 1, .total = o.tokens, .unit = "steps"});
+  }
+  s->trace.enable(true);
+  for (int64_t i = 0; i < kTracedSteps; ++i) DSV4_TRY(decode_step(*s));
+  summarise(*s, backend.ops(), kTracedSteps, r);
+  const Quantiles q = quantiles(ms);
+  r.ms_median = q.median;
+  r.ms_p90 = q.p90;
+  r.tokens_per_s = static_cast<double>(o.batch) / (q.median * 1e-3);
+  return r;
+}
+
+Result<ModelBenchResult> bench_prefill(const Model& model, Backend& backend, const ModelBenchOptions& o,
+                                       const ProgressSink& progress) {
+  DSV4_ASSIGN(const auto s, set_up(model, backend, 1, o.tokens, std::min(o.chunk, o.tokens)));
+  ModelBenchResult r{.tokens_per_step = o.tokens};
+  std::vector<double> ms;
+  for (int64_t i = 0; i <= o.repeats; ++i) {  // the first grows the workspace and is not counted
+    s->sequences[0].clear();
+    const auto at = Clock::now();
+    DSV4_TRY(s->feed(0, o.tokens, o.chunk));
+    if (i > 0 || o.repeats == 0) ms.push_back(ms_since(at));
+    if (progress) progress({.stage = "prefill", .done = i + 1, .total = o.repeats + 2, .unit = "runs"});
+  }
+  s->sequences[0].clear();
+  s->trace.enable(true);
+  DSV4_TRY(s->feed(0, o.tokens, o.chunk));
+  summarise(*s, backend.ops(), 1, r);
+  const Quantiles q = quantiles(ms);
+  r.ms_median = q.median;
+  r.ms_p90 = q.p90;
+  r.tokens_per_s = static_cast<double>(o.tokens) / (q.median * 1e-3);
+  return r;
+}
+
+}  // namespace dsv4::bench

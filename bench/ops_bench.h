@@ -1,0 +1,44 @@
+// Timing single ops. Our own loop rather than google-benchmark: what we report are columns that it
+// has no place for (share of a roofline measured in the same run, ratio against another backend), and
+// each call has to run on another copy of its weights, so that they come from memory as in a model.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "bench/op_cases.h"
+#include "bench/peak.h"
+#include "ops/backend.h"
+
+namespace dsv4::bench {
+
+struct OpTiming {
+  std::string op, name, impl;
+  int64_t rows = 0;
+  int64_t runs = 0, copies = 0;
+  double us = 0.0, us_p90 = 0.0;  // median, 90th percentile
+  Cost cost;
+  double bytes_per_s = 0.0, flops_per_s = 0.0;
+  // Time that the roofline would take over the time taken, and which of its sides is the limit; 0
+  // where no peaks are known.
+  double roofline = 0.0;
+  bool memory_bound = false;
+  double reference_us = 0.0;  // 0: not measured
+};
+
+struct OpsOptions {
+  double seconds = 0.3;          // per case, after a warm-up run
+  double reference_seconds = 1;  // cases that reference is expected to exceed are left out; 0: all
+};
+
+// `peaks` may be nullptr (not a CPU backend).
+Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, Backend* reference,
+                         const OpsOptions& options);
+
+struct Quantiles {
+  double median = 0.0, p90 = 0.0;
+};
+Quantiles quantiles(std::vector<double> samples);
+
+}  // namespace dsv4::bench

@@ -1,0 +1,129 @@
+#include "bench/peak.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <new>
+#include <vector>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "bench/peak.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace dsv4::bench {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Sum of n floats, n a multiple of 256: enough independent loads to keep memory busy.
+float sum_floats(const float* data, int64_t n) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
+  for (int64_t i = 0; i < n; i += 4 * lanes) {
+    s0 = hn::Add(s0, hn::LoadU(d, data + i));
+    s1 = hn::Add(s1, hn::LoadU(d, data + i + lanes));
+    s2 = hn::Add(s2, hn::LoadU(d, data + i + 2 * lanes));
+    s3 = hn::Add(s3, hn::LoadU(d, data + i + 3 * lanes));
+  }
+  return hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))));
+}
+
+// `rounds` times 12 independent chains of fused multiply-adds; returns the flops done.
+double multiply_add(int64_t rounds, float* sink) {
+  const hn::ScalableTag<float> d;
+  const auto a = hn::Set(d, 0.999f), b = hn::Set(d, 0.001f);
+  auto c0 = hn::Set(d, 1.0f), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0;
+  auto c6 = c0, c7 = c0, c8 = c0, c9 = c0, c10 = c0, c11 = c0;
+  for (int64_t i = 0; i < rounds; ++i) {
+    c0 = hn::MulAdd(c0, a, b);
+    c1 = hn::MulAdd(c1, a, b);
+    c2 = hn::MulAdd(c2, a, b);
+    c3 = hn::MulAdd(c3, a, b);
+    c4 = hn::MulAdd(c4, a, b);
+    c5 = hn::MulAdd(c5, a, b);
+    c6 = hn::MulAdd(c6, a, b);
+    c7 = hn::MulAdd(c7, a, b);
+    c8 = hn::MulAdd(c8, a, b);
+    c9 = hn::MulAdd(c9, a, b);
+    c10 = hn::MulAdd(c10, a, b);
+    c11 = hn::MulAdd(c11, a, b);
+  }
+  const auto low = hn::Add(hn::Add(hn::Add(c0, c1), hn::Add(c2, c3)), hn::Add(c4, c5));
+  const auto high = hn::Add(hn::Add(hn::Add(c6, c7), hn::Add(c8, c9)), hn::Add(c10, c11));
+  *sink = hn::GetLane(hn::SumOfLanes(d, hn::Add(low, high)));
+  return 24.0 * static_cast<double>(rounds) * static_cast<double>(hn::Lanes(d));
+}
+
+const char* target() { return hwy::TargetName(HWY_TARGET); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace dsv4::bench
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace dsv4::bench {
+namespace {
+
+HWY_EXPORT(sum_floats);
+HWY_EXPORT(multiply_add);
+HWY_EXPORT(target);
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+struct alignas(64) Slot {
+  float sum = 0.0f;
+  double flops = 0.0;
+};
+
+}  // namespace
+
+int64_t last_level_cache() {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return int64_t{64} << 20;
+}
+
+Result<Peaks> measure_peaks(ThreadPool& pool) {
+  constexpr int kPasses = 7;
+  constexpr int64_t kBytes = int64_t{512} << 20, kFloats = kBytes / 4, kBlock = 1024, kRounds = 20'000'000;
+  Peaks peaks{.isa = HWY_DYNAMIC_DISPATCH(target)(), .threads = pool.threads()};
+  std::vector<Slot> slots(static_cast<size_t>(pool.threads()));
+  std::vector<float> data;
+  try {
+    data.resize(static_cast<size_t>(kFloats));
+  } catch (const std::bad_alloc&) {
+    return Status(Code::kResourceExhausted, "bench: no 512 MiB of memory to measure the read bandwidth with");
+  }
+  // The best pass: others on the machine can only slow one down.
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const auto begin = std::chrono::steady_clock::now();
+    pool.run([&](int worker) {
+      const IndexRange r = split_range(kFloats / kBlock, pool.threads(), worker);
+      slots[static_cast<size_t>(worker)].sum =
+          HWY_DYNAMIC_DISPATCH(sum_floats)(data.data() + r.begin * kBlock, (r.end - r.begin) * kBlock);
+    });
+    peaks.read_bytes_per_s = std::max(peaks.read_bytes_per_s, static_cast<double>(kBytes) / seconds_since(begin));
+  }
+  for (int pass = 0; pass < 3; ++pass) {
+    const auto begin = std::chrono::steady_clock::now();
+    pool.run([&](int worker) {
+      Slot& slot = slots[static_cast<size_t>(worker)];
+      slot.flops = HWY_DYNAMIC_DISPATCH(multiply_add)(kRounds / 4, &slot.sum);
+    });
+    const double seconds = seconds_since(begin);
+    double flops = 0.0;
+    for (const Slot& slot : slots) flops += slot.flops;
+    peaks.flops_per_s = std::max(peaks.flops_per_s, flops / seconds);
+  }
+  return peaks;
+}
+
+}  // namespace dsv4::bench
+#endif  // HWY_ONCE
