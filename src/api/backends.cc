@@ -1,5 +1,6 @@
 #include "api/backends.h"
 
+#include "backends/cpu/cpu_backend.h"
 #include "backends/reference/reference_backend.h"
 #include "base/str.h"
 #include "dsv4/engine.h"
@@ -14,6 +15,7 @@ struct Registration {
 
 // Best first: "auto" takes the first that works on this machine.
 constexpr Registration kBackends[] = {
+    {"cpu", [] { return make_cpu_backend(); }},
     {"reference", []() -> Result<std::unique_ptr<Backend>> { return make_reference_backend(); }},
 };
 

@@ -1,0 +1,109 @@
+#include "backends/cpu/cpu_backend.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <system_error>
+
+#include "backends/cpu/core.h"
+#include "backends/cpu/ops.h"
+#include "backends/reference/reference_backend.h"
+#include "base/str.h"
+
+namespace dsv4 {
+namespace cpu {
+namespace {
+
+constexpr std::string_view kName = "cpu";
+
+// Leaves that are not here stay with `reference`; those take no packed weight.
+OpTable make_table(const OpTable& reference) {
+  OpTable t = reference;
+  fill_fallbacks(t);
+  t.embed = {embed, kName};
+  t.linear = {linear, kName};
+  t.linear_stack = {linear_stack, kName};
+  t.grouped_linear = {grouped_linear, kName};
+  t.router = {router, kName};
+  t.moe = {moe, kName};
+  return t;
+}
+
+class CpuBackend : public Backend {
+ public:
+  CpuBackend(int threads, const Kernels& kernels) : core_(threads, kernels) {}
+
+  Core& core() { return core_; }
+
+  std::string_view name() const override { return kName; }
+  std::string describe() const override {
+    return cat("cpu: ", core_.kernels.isa, ", ", core_.pool.threads(),
+               core_.pool.threads() == 1 ? " thread" : " threads");
+  }
+  const OpTable& ops() const override { return table_; }
+  KvFormat kv_format() const override { return KvFormat::kBf16; }
+
+  MemoryInfo memory() const override {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    MemoryInfo info{.total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * page,
+                    .available = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * page};
+    // Pages that cache files count as available.
+    std::ifstream meminfo("/proc/meminfo");
+    std::string key, unit;
+    size_t kib = 0;
+    while (meminfo >> key >> kib) {
+      std::getline(meminfo, unit);
+      if (key == "MemAvailable:") info.available = kib << 10;
+    }
+    return info;
+  }
+
+  Result<Buffer> allocate(size_t bytes) override { return allocate_pages(bytes); }
+  Result<std::unique_ptr<Stream>> make_stream() override { return std::make_unique<Stream>(); }
+  Status upload(Stream&, void* dst, const void* src, size_t bytes) override {
+    if (bytes) memcpy(dst, src, bytes);
+    return {};
+  }
+  Status download(Stream&, void* dst, const void* src, size_t bytes) override {
+    if (bytes) memcpy(dst, src, bytes);
+    return {};
+  }
+  Status synchronize(Stream&) override { return {}; }
+
+  Result<PackedWeight> pack(const PackRequest& request) override { return cpu::pack(core_.pool, request); }
+  Status unpack(const PackedWeight& packed, int64_t index, void* weight, void* scale) override {
+    return cpu::unpack(packed, index, weight, scale);
+  }
+  size_t packed_bytes(const PackRequest& request) const override { return cpu::packed_bytes(request); }
+
+ private:
+  std::unique_ptr<Backend> reference_ = make_reference_backend();
+  OpTable table_ = make_table(reference_->ops());
+  Core core_;
+};
+
+}  // namespace
+
+Core& core(OpContext& ctx) { return static_cast<CpuBackend&>(ctx.backend).core(); }
+
+}  // namespace cpu
+
+Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options) {
+  int threads = options.threads;
+  if (threads == 0) {
+    DSV4_ASSIGN(threads, threads_from_environment());
+  }
+  const char* forced = std::getenv("DSV4_CPU_ISA");
+  DSV4_ASSIGN(const cpu::Kernels kernels,
+              cpu::select_kernels(options.isa.empty() && forced ? forced : options.isa));
+  try {
+    return std::unique_ptr<Backend>(std::make_unique<cpu::CpuBackend>(threads, kernels));
+  } catch (const std::system_error& error) {
+    return Status(Code::kResourceExhausted, cat("cannot start threads: ", error.what(), "; set DSV4_THREADS lower"));
+  }
+}
+
+}  // namespace dsv4

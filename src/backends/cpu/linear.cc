@@ -1,0 +1,105 @@
+// linear, linear_stack, grouped_linear: one parallel region each.
+#include <array>
+
+#include "backends/cpu/multiply.h"
+#include "backends/cpu/ops.h"
+#include "ops/check.h"
+
+namespace dsv4::cpu {
+namespace {
+
+// A matrix, which panels it takes, and where its result goes.
+struct Job {
+  const Tiles* w;
+  const Panels* x;
+  Output to;
+};
+
+void run_jobs(Core& c, const Job* jobs, int64_t count, int worker, float* scratch) {
+  const WorkerScratch s(scratch, worker);
+  for (int64_t i = 0; i < count; ++i) {
+    const Job& job = jobs[i];
+    multiply_range(c.kernels.linear, *job.w, split_range(job.w->tiles(), c.pool.threads(), worker), *job.x,
+                   s.decoded, s.out,
+                   [&](int64_t row, int64_t n, int64_t tile, int64_t tiles, const float* result) {
+                     store_result(c.kernels.linear, job.to, *job.w, row, n, tile, tiles, result);
+                   });
+  }
+}
+
+}  // namespace
+
+Status linear_stack(OpContext& ctx, const LinearStackArgs& a) {
+  if (a.T == 0) return {};
+  Core& c = core(ctx);
+  Panels act8{.rows = a.T, .K = a.K, .act8 = true}, plain{.rows = a.T, .K = a.K};
+  std::array<Job, kMaxStackedLinears> jobs;
+  bool any_act8 = false, any_plain = false;
+  for (int32_t i = 0; i < a.n; ++i) {
+    DSV4_TRY(check_dtype("linear", "y", a.y_dtype[i], {DType::kBF16, DType::kF32}));
+    DSV4_TRY(check_dim("linear", "K", a.w[i].cols, a.K));
+    const Tiles& w = tiles(a.w[i]);
+    (takes_act8(w) ? any_act8 : any_plain) = true;
+    jobs[static_cast<size_t>(i)] = {&w, takes_act8(w) ? &act8 : &plain,
+                                    {.y = a.y[i], .dtype = a.y_dtype[i], .stride = w.rows}};
+  }
+  Workspace::Scope scope(ctx.workspace);
+  DSV4_ASSIGN(float* scratch, take_worker_scratch(scope, c.pool));
+  DSV4_ASSIGN(act8.data, scope.take<float>(any_act8 ? act8.floats() : 0));
+  DSV4_ASSIGN(plain.data, scope.take<float>(any_plain ? plain.floats() : 0));
+
+  c.pool.run([&](int worker) {
+    const WorkerScratch s(scratch, worker);
+    const IndexRange items = split_range(plain.items(), c.pool.threads(), worker);
+    const auto row = [&](int64_t t) { return a.x + t * a.K; };
+    for (int64_t i = items.begin; i < items.end; ++i) {
+      if (any_act8) act8.fill(c.kernels.linear, i, row, s.row);
+      if (any_plain) plain.fill(c.kernels.linear, i, row, s.row);
+    }
+    c.pool.barrier();
+    run_jobs(c, jobs.data(), a.n, worker, scratch);
+  });
+  return {};
+}
+
+Status linear(OpContext& ctx, const LinearArgs& a) {
+  return linear_stack(ctx, {.x = a.x, .T = a.T, .K = a.w.cols, .n = 1, .w = {a.w}, .y = {a.y},
+                            .y_dtype = {a.y_dtype}});
+}
+
+Status grouped_linear(OpContext& ctx, const GroupedLinearArgs& a) {
+  if (a.T == 0) return {};
+  Core& c = core(ctx);
+  const Weight& w = weight(a.w);
+  DSV4_TRY(check_dim("grouped_linear", "groups", w.groups, a.G));
+  const int64_t K = a.w.cols;
+  // Group g's rows are panels of their own, one set after the other.
+  Panels x{.rows = a.T, .K = K};
+  Workspace::Scope scope(ctx.workspace);
+  DSV4_ASSIGN(float* scratch, take_worker_scratch(scope, c.pool));
+  DSV4_ASSIGN(x.data, scope.take<float>(a.G * x.floats()));
+  auto group = [&](int64_t g) {
+    Panels p = x;
+    p.data += g * x.floats();
+    return p;
+  };
+  c.pool.run([&](int worker) {
+    const WorkerScratch s(scratch, worker);
+    const IndexRange items = split_range(a.G * x.items(), c.pool.threads(), worker);
+    for (int64_t i = items.begin; i < items.end; ++i) {
+      const int64_t g = i / x.items();
+      group(g).fill(c.kernels.linear, i % x.items(),
+                    [&](int64_t t) { return a.x + (t * a.G + g) * K; }, s.row);
+    }
+    c.pool.barrier();
+    for (int64_t g = 0; g < a.G; ++g) {
+      const Tiles& m = w.matrices[static_cast<size_t>(g)];
+      const Panels p = group(g);
+      const Job job{&m, &p, {.y = a.y, .stride = a.w.rows, .column = g * m.rows}};
+      run_jobs(c, &job, 1, worker, scratch);
+    }
+  });
+  return {};
+}
+
+}  // namespace dsv4::cpu

@@ -1,0 +1,307 @@
+// Multiplying packed weights: one row of activations (GEMV), or many (GEMM) with every piece of weights
+// decoded once. Both add the same numbers in the same order.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backends/cpu/linear_kernels.cc"
+#include "backends/cpu/targets.h"
+#include <hwy/foreach_target.h>  // IWYU pragma: keep
+
+#include <hwy/highway.h>
+#include <hwy/contrib/math/math-inl.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "backends/cpu/decode-inl.h"
+#include "backends/cpu/kernels.h"
+#include "formats/quantise.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace dsv4::cpu::HWY_NAMESPACE {
+
+// Packed weights this far ahead are requested early, past what the hardware prefetcher covers when it
+// restarts at a page boundary.
+constexpr int64_t kPrefetchBytes = 2048;
+
+// One tile times one row of x. Four groups run side by side: their chains are independent.
+template <class F>
+void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
+  constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
+  constexpr int64_t kBytes = block_bytes(F::kFormat);
+  const uint8_t* block = w.data + tile * w.tile_bytes();
+  V16 total = set16(0.0f);
+  for (int64_t b = w.blocks(); b > 0; --b, block += kBytes, x += kTileK) {
+    for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(block + kPrefetchBytes + i);
+    for (int half = 0; half < kGroups; half += 4) {
+      V16 acc[4] = {set16(0.0f), set16(0.0f), set16(0.0f), set16(0.0f)};
+      for (int s = 0; s < F::kGroup / F::kStep; ++s) {
+        DSV4_UNROLL
+        for (int g = 0; g < 4; ++g) {
+          V16 value[F::kStep];
+          const int at = (half + g) * F::kGroup + s * F::kStep;
+          F::expand(block, at / F::kStep, value);
+          DSV4_UNROLL
+          for (int i = 0; i < F::kStep; ++i) acc[g] = fma16(value[i], x[at + i], acc[g]);
+        }
+      }
+      DSV4_UNROLL
+      for (int g = 0; g < 4; ++g) total = fma16(acc[g], F::scale(block, half + g, w.global_scale), total);
+    }
+  }
+  store16(total, out);
+}
+
+// Values [128][stride] and scales [groups][stride] of one block, at column `column`.
+template <class F>
+void decode(const Tiles& w, int64_t tile, int64_t b, int64_t stride, float* values, float* scales) {
+  const uint8_t* block = w.data + tile * w.tile_bytes() + b * block_bytes(F::kFormat);
+  for (int step = 0; step < kTileK / F::kStep; ++step) {
+    V16 value[F::kStep];
+    F::expand(block, step, value);
+    DSV4_UNROLL
+    for (int i = 0; i < F::kStep; ++i) store16(value[i], values + (step * F::kStep + i) * stride);
+  }
+  for (int g = 0; g < kTileK / F::kGroup; ++g) {
+    store16(F::scale(block, g, w.global_scale), scales + g * stride);
+  }
+}
+
+// Registers: kR x kC sums, kC weights, one broadcast.
+#if HWY_TARGET == HWY_AVX3
+constexpr size_t kRows = 12, kCols = 2;
+#else
+constexpr size_t kRows = 6, kCols = 2;
+#endif
+
+struct MicroArgs {
+  const float* x;  // [128][x_stride]
+  int64_t x_stride;
+  const float* w;       // [128][w_stride]
+  const float* scales;  // [groups][w_stride]
+  int64_t w_stride;
+  float* out;  // [rows][out_stride]
+  int64_t out_stride;
+  int groups, group;
+};
+
+template <size_t kR, size_t kC>
+HWY_INLINE void micro(const MicroArgs& a) {
+  const DF df;
+  const float* x = a.x;
+  const float* w = a.w;
+  for (int g = 0; g < a.groups; ++g) {
+    VF acc[kR][kC];
+    DSV4_UNROLL
+    for (size_t r = 0; r < kR; ++r) {
+      DSV4_UNROLL
+      for (size_t c = 0; c < kC; ++c) acc[r][c] = hn::Zero(df);
+    }
+    for (int k = 0; k < a.group; ++k, x += a.x_stride, w += a.w_stride) {
+      VF value[kC];
+      DSV4_UNROLL
+      for (size_t c = 0; c < kC; ++c) value[c] = hn::LoadU(df, w + c * kLanes);
+      DSV4_UNROLL
+      for (size_t r = 0; r < kR; ++r) {
+        const VF xr = hn::Set(df, x[r]);
+        DSV4_UNROLL
+        for (size_t c = 0; c < kC; ++c) acc[r][c] = hn::MulAdd(xr, value[c], acc[r][c]);
+      }
+    }
+    VF scale[kC];
+    DSV4_UNROLL
+    for (size_t c = 0; c < kC; ++c) scale[c] = hn::LoadU(df, a.scales + g * a.w_stride + c * kLanes);
+    DSV4_UNROLL
+    for (size_t r = 0; r < kR; ++r) {
+      DSV4_UNROLL
+      for (size_t c = 0; c < kC; ++c) {
+        float* out = a.out + static_cast<int64_t>(r) * a.out_stride + c * kLanes;
+        hn::StoreU(hn::MulAdd(acc[r][c], scale[c], hn::LoadU(df, out)), df, out);
+      }
+    }
+  }
+}
+
+template <size_t kR>
+HWY_INLINE void micro_rows(size_t rows, size_t columns, const MicroArgs& a) {
+  if (rows == kR) {
+    if (columns == kCols) {
+      micro<kR, kCols>(a);
+    } else {
+      micro<kR, 1>(a);
+    }
+  } else if constexpr (kR > 1) {
+    micro_rows<kR - 1>(rows, columns, a);
+  }
+}
+
+template <class F>
+void gemm(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* decoded,
+          float* out) {
+  constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
+  const int64_t columns = tiles * kTileRows, depth = w.padded_cols();
+  float* scales = decoded + columns * kTileK;
+  memset(out, 0, static_cast<size_t>(n * columns) * sizeof(float));
+  for (int64_t b = 0; b < w.blocks(); ++b) {
+    // Pairs of tiles side by side, so that a row of the pair is one run of 32 floats.
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t pair = t / 2 * 2, width = std::min<int64_t>(2, tiles - pair) * kTileRows;
+      decode<F>(w, tile + t, b, width, decoded + pair * kTileRows * kTileK + (t - pair) * kTileRows,
+                scales + pair * kTileRows * kGroups + (t - pair) * kTileRows);
+    }
+    for (int64_t first = 0; first < n; first += kPanelRows) {
+      const int64_t panel_rows = std::min(kPanelRows, n - first);
+      const float* panel = x + first * depth + b * kTileK * panel_rows;
+      for (int64_t r = 0; r < panel_rows; r += static_cast<int64_t>(kRows)) {
+        for (int64_t pair = 0; pair < tiles; pair += 2) {
+          const int64_t width = std::min<int64_t>(2, tiles - pair) * kTileRows;
+          for (int64_t c = 0; c < width; c += static_cast<int64_t>(kCols * kLanes)) {
+            const MicroArgs args{.x = panel + r,
+                                 .x_stride = panel_rows,
+                                 .w = decoded + pair * kTileRows * kTileK + c,
+                                 .scales = scales + pair * kTileRows * kGroups + c,
+                                 .w_stride = width,
+                                 .out = out + (first + r) * columns + pair * kTileRows + c,
+                                 .out_stride = columns,
+                                 .groups = kGroups,
+                                 .group = F::kGroup};
+            const size_t left = static_cast<size_t>(width - c) / kLanes;
+            micro_rows<kRows>(std::min(kRows, static_cast<size_t>(panel_rows - r)), left >= kCols ? kCols : 1, args);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class F>
+void multiply_as(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* decoded,
+                 float* out) {
+  if (n == 1) {
+    for (int64_t t = 0; t < tiles; ++t) gemv<F>(w, tile + t, x, out + t * kTileRows);
+  } else {
+    gemm<F>(w, tile, tiles, x, n, decoded, out);
+  }
+}
+
+void multiply(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* decoded,
+              float* out) {
+  switch (w.format) {
+    case WeightFormat::kMxfp4: return multiply_as<Mxfp4>(w, tile, tiles, x, n, decoded, out);
+    case WeightFormat::kNvfp4: return multiply_as<Nvfp4>(w, tile, tiles, x, n, decoded, out);
+    case WeightFormat::kFp8Tile128: return multiply_as<Fp8>(w, tile, tiles, x, n, decoded, out);
+    case WeightFormat::kBf16: return multiply_as<Bf16>(w, tile, tiles, x, n, decoded, out);
+    case WeightFormat::kF32:
+    case WeightFormat::kI32: return multiply_as<F32>(w, tile, tiles, x, n, decoded, out);
+  }
+}
+
+// The value of the nearest E4M3 code (as a float); |x| is at most a little above 448.
+HWY_INLINE VF round_e4m3(VF x) {
+  const DF df;
+  const DU du;
+  const VU u = hn::BitCast(du, x);
+  const VU sign = hn::And(u, hn::Set(du, 0x80000000u));
+  const VF mag = hn::BitCast(df, hn::AndNot(hn::Set(du, 0x80000000u), u));
+  const VU mag_bits = hn::BitCast(du, hn::Min(mag, hn::Set(df, kE4m3Max)));
+  const VU odd = hn::And(hn::ShiftRight<20>(mag_bits), hn::Set(du, 1u));
+  const VU normal = hn::And(hn::Add(hn::Add(mag_bits, hn::Set(du, 0x7ffffu)), odd), hn::Set(du, 0xfff00000u));
+  // Below 2^-6 codes are 2^-9 apart: adding 2^14 rounds to that.
+  const VF magic = hn::Set(df, 16384.0f);
+  const VF tiny = hn::Sub(hn::Add(mag, magic), magic);
+  const VF rounded = hn::IfThenElse(hn::Lt(mag, hn::Set(df, 0x1p-6f)), tiny, hn::BitCast(df, normal));
+  return hn::BitCast(df, hn::Or(hn::BitCast(du, rounded), sign));
+}
+
+void expand_act8(const bf16* x, int64_t K, float* out) {
+  const DF df;
+  const DI di;
+  for (int64_t begin = 0; begin < K; begin += kAct8Group, x += kAct8Group, out += kAct8Group) {
+    const int64_t n = std::min<int64_t>(kAct8Group, K - begin);
+    auto most = hn::Zero(di);  // of the absolute values' bits: the same order as the values
+    int64_t i = 0;
+    for (; i + static_cast<int64_t>(kLanes) <= n; i += static_cast<int64_t>(kLanes)) {
+      const auto bits = hn::BitCast(di, load_bf16(x + i));
+      most = hn::Max(most, hn::And(bits, hn::Set(di, 0x7fffffff)));
+    }
+    alignas(64) int32_t lanes[kLanes];
+    hn::Store(most, di, lanes);
+    int32_t amax_bits = 0;
+    for (int32_t lane : lanes) amax_bits = std::max(amax_bits, lane);
+    for (; i < n; ++i) {
+      amax_bits = std::max(amax_bits, static_cast<int32_t>(float_to_bits(abs_bits(to_float(x[i])))));
+    }
+    if (amax_bits >= 0x7f800000) {
+      // Infinities and NaN: rare, and their places matter.
+      uint8_t codes[kAct8Group];
+      const float scale = ue8m0_to_float(act8_quantise(x, static_cast<int>(n), codes));
+      for (i = 0; i < n; ++i) out[i] = e4m3_to_float(codes[i]) * scale;
+    } else {
+      const uint8_t b = act8_scale_byte(bits_to_float(static_cast<uint32_t>(amax_bits)));
+      const float inverse = ue8m0_inverse(b), scale = ue8m0_to_float(b);
+      for (i = 0; i + static_cast<int64_t>(kLanes) <= n; i += static_cast<int64_t>(kLanes)) {
+        const VF v = round_e4m3(hn::Mul(load_bf16(x + i), hn::Set(df, inverse)));
+        hn::StoreU(hn::Mul(v, hn::Set(df, scale)), df, out + i);
+      }
+      for (; i < n; ++i) out[i] = e4m3_to_float(float_to_e4m3(to_float(x[i]) * inverse)) * scale;
+    }
+    for (i = n; i < kAct8Group; ++i) out[i] = 0.0f;
+  }
+}
+
+void expand_bf16(const bf16* x, int64_t K, float* out) {
+  int64_t i = 0;
+  for (; i + static_cast<int64_t>(kLanes) <= K; i += static_cast<int64_t>(kLanes)) {
+    hn::StoreU(load_bf16(x + i), DF(), out + i);
+  }
+  for (; i < K; ++i) out[i] = to_float(x[i]);
+  for (; i < ceil_div(K, kTileK) * kTileK; ++i) out[i] = 0.0f;
+}
+
+void round_bf16_array(const float* x, int64_t n, bf16* out) {
+  int64_t i = 0;
+  for (; i + static_cast<int64_t>(kLanes) <= n; i += static_cast<int64_t>(kLanes)) {
+    store_bf16(hn::LoadU(DF(), x + i), out + i);
+  }
+  for (; i < n; ++i) out[i] = to_bf16(x[i]);
+}
+
+HWY_INLINE VF swiglu_one(VF a, VF u, float limit, float weight) {
+  const DF df;
+  a = hn::Min(rounded_bf16(a), hn::Set(df, limit));
+  u = hn::Max(hn::Min(rounded_bf16(u), hn::Set(df, limit)), hn::Set(df, -limit));
+  const VF one = hn::Set(df, 1.0f);
+  const VF silu = hn::Div(a, hn::Add(one, hn::Exp(df, hn::Neg(a))));
+  return hn::Mul(hn::Mul(silu, u), hn::Set(df, weight));
+}
+
+// n is a multiple of 16.
+void swiglu(const float* a, const float* u, int64_t n, float limit, float weight, bf16* h) {
+  for (int64_t i = 0; i < n; i += static_cast<int64_t>(kLanes)) {
+    store_bf16(swiglu_one(hn::LoadU(DF(), a + i), hn::LoadU(DF(), u + i), limit, weight), h + i);
+  }
+}
+
+void add_rounded(const float* x, int64_t n, float* sum) {
+  for (int64_t i = 0; i < n; i += static_cast<int64_t>(kLanes)) {
+    const VF v = rounded_bf16(hn::LoadU(DF(), x + i));
+    hn::StoreU(hn::Add(hn::LoadU(DF(), sum + i), v), DF(), sum + i);
+  }
+}
+
+LinearKernels linear_table() {
+  return {.multiply = multiply,
+          .expand_act8 = expand_act8,
+          .expand_bf16 = expand_bf16,
+          .round_bf16 = round_bf16_array,
+          .swiglu = swiglu,
+          .add_rounded = add_rounded};
+}
+
+}  // namespace dsv4::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace dsv4::cpu {
+HWY_EXPORT(linear_table);
+LinearKernels linear_kernels() { return HWY_DYNAMIC_DISPATCH(linear_table)(); }
+}  // namespace dsv4::cpu
+#endif

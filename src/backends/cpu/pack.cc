@@ -1,0 +1,259 @@
+// Packing: published bytes -> tiles, in parallel, and the inverse.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "backends/cpu/core.h"
+#include "base/str.h"
+
+namespace dsv4::cpu {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+// The published bytes of a matrix, as rows of codes and of scales.
+struct Published {
+  const uint8_t* values = nullptr;
+  const uint8_t* scales = nullptr;
+  int64_t row_bytes = 0;    // of values
+  int64_t scale_row = 0;    // scale bytes per row of scales
+  int64_t rows_per_scale = 1;
+};
+
+Published published(WeightFormat format, const void* values, const void* scales, int64_t cols) {
+  const FormatInfo& info = format_info(format);
+  Published p{.values = static_cast<const uint8_t*>(values),
+              .scales = static_cast<const uint8_t*>(scales),
+              .row_bytes = ceil_div(cols * info.bits, 8)};
+  if (info.block_rows) {
+    p.scale_row = ceil_div(cols, info.block_cols);
+    p.rows_per_scale = info.block_rows;
+  }
+  return p;
+}
+
+// Bytes of K that one unit of a tile row holds.
+int64_t unit_bytes(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kFp8Tile128:
+    case WeightFormat::kBf16: return 2;
+    default: return 4;
+  }
+}
+
+// [16 rows][n units] <-> [n units][16 rows]
+template <class Unit>
+void interleave(const uint8_t* const* rows, int64_t n, uint8_t* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      memcpy(out + (i * kTileRows + r) * static_cast<int64_t>(sizeof(Unit)),
+             rows[r] + i * static_cast<int64_t>(sizeof(Unit)), sizeof(Unit));
+    }
+  }
+}
+
+void pack_block(const Tiles& t, const Published& source, int64_t first_row, int64_t tile, int64_t b,
+                uint8_t* out) {
+  static constexpr uint8_t kZeros[kTileK * 4] = {};
+  const int64_t values = block_value_bytes(t.format);
+  const int64_t k_bytes = values / kTileRows;  // of one row in this block
+  const int64_t here = std::min(k_bytes, source.row_bytes - b * k_bytes);
+  uint8_t ragged[kTileRows][kTileK * 4];
+  const uint8_t* rows[kTileRows];
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    const int64_t row = tile * kTileRows + r;
+    if (row >= t.rows) {
+      rows[r] = kZeros;
+      continue;
+    }
+    rows[r] = source.values + (first_row + row) * source.row_bytes + b * k_bytes;
+    if (here < k_bytes) {
+      memset(ragged[r], 0, sizeof ragged[r]);
+      memcpy(ragged[r], rows[r], static_cast<size_t>(here));
+      rows[r] = ragged[r];
+    }
+  }
+  if (unit_bytes(t.format) == 2) {
+    interleave<uint16_t>(rows, k_bytes / 2, out);
+  } else {
+    interleave<uint32_t>(rows, k_bytes / 4, out);
+  }
+  const int64_t scales = block_scales(t.format);
+  for (int64_t s = 0; s < scales; ++s) {
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const int64_t row = tile * kTileRows + r, at = b * scales + s;
+      const bool inside = row < t.rows && at < source.scale_row;
+      out[values + s * kTileRows + r] =
+          inside ? source.scales[(first_row + row) / source.rows_per_scale * source.scale_row + at] : 0;
+    }
+  }
+}
+
+void unpack_tile(const Tiles& t, int64_t first_row, int64_t tile, uint8_t* values, uint8_t* scales) {
+  const Published layout = published(t.format, values, scales, t.cols);
+  const int64_t value_bytes = block_value_bytes(t.format), k_bytes = value_bytes / kTileRows;
+  const int64_t unit = unit_bytes(t.format);
+  for (int64_t b = 0; b < t.blocks(); ++b) {
+    const uint8_t* block = t.data + tile * t.tile_bytes() + b * block_bytes(t.format);
+    for (int64_t r = 0; r < kTileRows && tile * kTileRows + r < t.rows; ++r) {
+      const int64_t row = first_row + tile * kTileRows + r;
+      uint8_t* to = values + row * layout.row_bytes + b * k_bytes;
+      const int64_t here = std::min(k_bytes, layout.row_bytes - b * k_bytes);
+      for (int64_t i = 0; i < here; ++i) {
+        to[i] = block[(i / unit * kTileRows + r) * unit + i % unit];
+      }
+      const int64_t count = scales ? block_scales(t.format) : 0;
+      for (int64_t s = 0; s < count && b * count + s < layout.scale_row; ++s) {
+        scales[row / layout.rows_per_scale * layout.scale_row + b * count + s] =
+            block[value_bytes + s * kTileRows + r];
+      }
+    }
+  }
+}
+
+// The matrices of a request, without memory: one per source, or per group of a source.
+std::vector<Tiles> plan(const PackRequest& request) {
+  std::vector<Tiles> matrices;
+  const int64_t groups = request.role == WeightRole::kGrouped ? request.groups : 1;
+  for (const WeightSource& source : request.sources) {
+    for (int64_t g = 0; g < groups; ++g) {
+      matrices.push_back({.format = source.format,
+                          .rows = request.rows / groups,
+                          .cols = request.cols,
+                          .global_scale = source.global_scale});
+    }
+  }
+  return matrices;
+}
+
+bool row_major(WeightRole role) { return role == WeightRole::kVector || role == WeightRole::kEmbed; }
+
+constexpr int64_t kAlign = 64;
+int64_t padded(int64_t bytes) { return ceil_div(bytes, kAlign) * kAlign; }
+
+// Vectors and embeddings stay row-major; I64 tables become I32.
+Result<PackedWeight> pack_rows(ThreadPool& pool, const PackRequest& request, WeightView view) {
+  const WeightSource& source = request.sources.front();
+  auto packed = std::make_unique<Weight>();
+  packed->role = request.role;
+  const size_t bytes = packed_bytes(request);
+  DSV4_ASSIGN(packed->owned, allocate_pages(bytes));
+  char* to = packed->owned.as<char>();
+  const char* from = static_cast<const char*>(source.weight.data);
+  const bool narrow = source.weight.dtype == DType::kI64;
+  const int64_t elements = request.rows * request.cols;
+  pool.run([&](int worker) {
+    const IndexRange range = split_range(narrow ? elements : static_cast<int64_t>(bytes), pool.threads(), worker);
+    if (!narrow) {
+      if (range.end > range.begin) memcpy(to + range.begin, from + range.begin, static_cast<size_t>(range.end - range.begin));
+      return;
+    }
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      int64_t value;
+      memcpy(&value, from + i * 8, 8);
+      const int32_t narrowed = static_cast<int32_t>(value);
+      memcpy(to + i * 4, &narrowed, 4);
+    }
+  });
+  packed->matrices.push_back({.format = source.format, .data = packed->owned.as<uint8_t>(),
+                              .rows = request.rows, .cols = request.cols});
+  if (request.role == WeightRole::kVector) view.plain = to;
+  return PackedWeight(std::move(packed), view, bytes);
+}
+
+}  // namespace
+
+Result<Buffer> allocate_pages(size_t bytes) {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  // A mapping starts at any page; huge pages need it at a multiple of their size.
+  const bool huge = bytes >= kHugePage;
+  const size_t size = (std::max<size_t>(bytes, 1) + page - 1) / page * page;
+  const size_t reserve = huge ? size + kHugePage : size;
+  void* map = mmap(nullptr, reserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (map == MAP_FAILED) {
+    return Status(Code::kResourceExhausted,
+                  cat("cannot allocate ", bytes, " bytes of memory; use a smaller context, batch or model"));
+  }
+  char* begin = static_cast<char*>(map);
+  if (huge) {
+    const size_t into = reinterpret_cast<uintptr_t>(begin) % kHugePage;
+    const size_t skip = into ? kHugePage - into : 0;
+    if (skip) munmap(begin, skip);
+    if (kHugePage - skip) munmap(begin + skip + size, kHugePage - skip);
+    begin += skip;
+    madvise(begin, size, MADV_HUGEPAGE);
+  }
+  return Buffer(begin, bytes, MemoryKind::kHost, [](void* data, size_t n) {
+    const size_t p = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    munmap(data, (std::max<size_t>(n, 1) + p - 1) / p * p);
+  });
+}
+
+size_t packed_bytes(const PackRequest& request) {
+  if (row_major(request.role)) {
+    return static_cast<size_t>(weight_bytes(request.sources.front().format, request.rows, request.cols));
+  }
+  int64_t bytes = 0;
+  for (const Tiles& t : plan(request)) bytes += padded(t.bytes());
+  return static_cast<size_t>(bytes);
+}
+
+Result<PackedWeight> pack(ThreadPool& pool, const PackRequest& request) {
+  WeightView view{.count = static_cast<int64_t>(request.sources.size()),
+                  .rows = request.rows,
+                  .cols = request.cols,
+                  .format = request.sources.front().format};
+  if (row_major(request.role)) return pack_rows(pool, request, view);
+
+  auto packed = std::make_unique<Weight>();
+  packed->role = request.role;
+  packed->groups = request.role == WeightRole::kGrouped ? request.groups : 1;
+  packed->matrices = plan(request);
+  const size_t bytes = packed_bytes(request);
+  DSV4_ASSIGN(packed->owned, allocate_pages(bytes));
+  uint8_t* at = packed->owned.as<uint8_t>();
+  for (Tiles& t : packed->matrices) {
+    t.data = at;
+    at += padded(t.bytes());
+  }
+  // Each worker packs the tiles that it will multiply with.
+  pool.run([&](int worker) {
+    for (size_t i = 0; i < packed->matrices.size(); ++i) {
+      const Tiles& t = packed->matrices[i];
+      const WeightSource& source = request.sources[i / static_cast<size_t>(packed->groups)];
+      const int64_t first_row = static_cast<int64_t>(i) % packed->groups * t.rows;
+      const Published from = published(t.format, source.weight.data, source.scale.data, t.cols);
+      const IndexRange range = split_range(t.tiles(), pool.threads(), worker);
+      for (int64_t tile = range.begin; tile < range.end; ++tile) {
+        for (int64_t b = 0; b < t.blocks(); ++b) {
+          pack_block(t, from, first_row, tile, b,
+                     t.data + tile * t.tile_bytes() + b * block_bytes(t.format));
+        }
+      }
+    }
+  });
+  return PackedWeight(std::move(packed), view, bytes);
+}
+
+Status unpack(const PackedWeight& packed, int64_t index, void* weight_out, void* scale_out) {
+  const Weight& w = weight(packed.view());
+  if (index < 0 || index >= packed.view().count) {
+    return Status(Code::kInvalidArgument, cat("unpack: expected a source in 0..", packed.view().count - 1,
+                                              ", found ", index));
+  }
+  if (row_major(w.role)) {
+    memcpy(weight_out, w.owned.data(), w.owned.bytes());
+    return {};
+  }
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const Tiles& t = w.matrices[static_cast<size_t>(index * w.groups + g)];
+    for (int64_t tile = 0; tile < t.tiles(); ++tile) {
+      unpack_tile(t, g * t.rows, tile, static_cast<uint8_t*>(weight_out), static_cast<uint8_t*>(scale_out));
+    }
+  }
+  return {};
+}
+
+}  // namespace dsv4::cpu
