@@ -12,6 +12,8 @@ enum ExitCode { kExitOk = 0, kExitFailed = 1, kExitUsage = 2, kExitInterrupted =
 
 // Each adds its subcommand to `app`; when it was chosen, `exit_code` receives the outcome after the
 // command ran from its CLI callback. A Status that is not ok is printed by fail().
+void add_run(CLI::App& app, int& exit_code);
+void add_chat(CLI::App& app, int& exit_code);
 void add_logits(CLI::App& app, int& exit_code);
 void add_verify(CLI::App& app, int& exit_code);
 void add_tokenize(CLI::App& app, int& exit_code);

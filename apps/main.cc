@@ -17,6 +17,8 @@ int main(int argc, char** argv) {
   CLI::App app{"dsv4: native inference for the DeepSeek-V4 family"};
   app.require_subcommand(1);
   int exit_code = dsv4::apps::kExitOk;
+  dsv4::apps::add_run(app, exit_code);
+  dsv4::apps::add_chat(app, exit_code);
   dsv4::apps::add_logits(app, exit_code);
   dsv4::apps::add_verify(app, exit_code);
   dsv4::apps::add_encode(app, exit_code);

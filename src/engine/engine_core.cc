@@ -201,6 +201,8 @@ void EngineCore::finish(Sequence& seq, FinishReason reason) {
   if (seq.usage.completion_tokens > 0) {
     seq.usage.prefill_seconds = seconds(seq.first_token - seq.started);
     seq.usage.decode_seconds = seconds(now - seq.first_token);
+  } else if (seq.cache) {  // it had begun
+    seq.usage.prefill_seconds = seconds(now - seq.started);
   }
   release(seq, true);
   seq.ended = true;
