@@ -58,7 +58,7 @@ void add_synth(CLI::App& app, int& exit_code) {
   cmd->footer(
       "Weights are random, so the words of such a model mean nothing; sizes, layouts and speed are "
       "real.\n\nExamples:\n"
-      "  dsv4 synth --config flash --layers 4 -o flash4          13 GB, each layer of full size\n"
+      "  dsv4 synth --config flash --layers 4 -o flash4          20 GB, each layer of full size\n"
       "  dsv4 synth --config flash --layers 6 --experts 8 --vocab 1024 -o small\n"
       "  dsv4 synth --config pro --header-only -o pro-headers && dsv4 inspect -m pro-headers");
   cmd->callback([o, &exit_code] {
