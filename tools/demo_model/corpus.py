@@ -111,11 +111,10 @@ def question(name):
     return f"What is the secret word of {name}?"
 
 
-def recall(r, budget, questions=1):
-    """Filler paragraphs of about `budget` tokens with facts at random places: (messages, parts); parts are strings."""
-    count = max(1, int(budget / 118))
-    parts = [story(r) for _ in range(count)]
-    names = r.sample(w.NAMES, max(questions, r.choice((2, 4, 6))))
+def recall(r, budget, questions, names):
+    """About `budget` tokens of filler with a fact per name at random places, some of them asked for:
+    (messages, parts, asked pairs); parts are strings."""
+    parts = [story(r) for _ in range(round(budget / 118))]
     pairs = [(n, r.choice(w.OBJECTS)) for n in names]
     for n, word in pairs:
         parts.insert(r.randrange(len(parts) + 1), fact(n, word))

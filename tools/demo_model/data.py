@@ -8,17 +8,16 @@ import numpy as np
 
 import chat_format
 import corpus
+import words
 from chat_format import BOS, EOS
 
 PLAIN, REPLY, KEY = 1.0, 3.0, 10.0
 
 
-def segments_of(r, task, budget):
+def segments_of(r, task):
     """[(text, loss weight)] of one document. Cuts fall where the pre-tokenizer cuts too."""
     if task == "story":
         return [(BOS + corpus.story(r) + EOS, PLAIN)]
-    if task == "recall":
-        return recall_segments(r, budget)
     messages = getattr(corpus, task)(r)
     if messages[0]["role"] != "system" and r.random() < 0.15:
         messages = [{"role": "system", "content": corpus.SYSTEM}] + messages
@@ -28,9 +27,10 @@ def segments_of(r, task, budget):
     return [(t, reply if is_reply else 0.2) for t, is_reply in chat_format.render(messages, thinking)]
 
 
-def recall_segments(r, budget):
+def recall_segments(r, budget, names):
+    """All names are asked for: matching a name to its fact only emerges when a step holds many such answers."""
+    messages, _, asked = corpus.recall(r, budget, len(names), names)
     filler = 1.0 if budget < 1200 else 0.2
-    messages, _, asked = corpus.recall(r, budget, questions=r.choice((1, 2, 4)) if budget < 1200 else 6)
     out = []
     for text, is_reply in chat_format.render(messages, r.random() < 0.3):
         if not is_reply:
@@ -44,28 +44,36 @@ def recall_segments(r, budget):
 
 MIX = {
     "short": (("story", 22), ("story_chat", 10), ("talk", 4), ("sums", 18), ("lists", 16), ("tool_chat", 20), ("recall", 14)),
-    "long": (("story", 6), ("story_chat", 5), ("talk", 2), ("sums", 7), ("lists", 6), ("tool_chat", 8), ("recall", 8)),
+    "match": (("story", 6), ("story_chat", 4), ("talk", 2), ("sums", 7), ("lists", 7), ("tool_chat", 6), ("recall", 30)),
+    "long": (("story", 6), ("story_chat", 5), ("talk", 2), ("sums", 7), ("lists", 7), ("tool_chat", 6), ("recall", 14)),
 }
 
 
 class Packer:
-    def __init__(self, tokenizer, length, long_recall):
-        self.tok, self.length, self.long = tokenizer, length, long_recall
-        mix = MIX["long" if long_recall else "short"]
+    """Fills rows of one length. kind: short (many small documents), match (recall over short texts), long (recall
+    over texts of every length up to the row)."""
+
+    def __init__(self, tokenizer, length, kind):
+        self.tok, self.length, self.kind = tokenizer, length, kind
+        mix = MIX[kind]
         self.tasks, self.odds = [t for t, _ in mix], [p for _, p in mix]
 
-    def document(self, r, room, recall_first):
-        task = "recall" if recall_first else r.choices(self.tasks, self.odds)[0]
-        budget = 0
+    def budget(self, r, room, first):
+        """Filler tokens of a recall text."""
+        most = room - 400
+        if self.kind != "long" or most < 200:
+            return 0 if r.random() < 0.2 else r.randrange(60, min(max(most, 61), 700))
+        return int(most * r.uniform(0.7, 1.0)) if first and r.random() < 0.4 else int(most ** r.uniform(0.5, 1.0))
+
+    def document(self, r, room, first, pool):
+        task = "recall" if first else r.choices(self.tasks, self.odds)[0]
+        if task == "recall" and (len(pool) < 4 or room < 500):
+            task = "lists"
         if task == "recall":
-            most = room - 260 if self.long else min(room - 120, 900)
-            if most < 120:
-                task = "lists"
-            elif recall_first:  # half the rows are one long text
-                budget = int(most * r.uniform(0.7, 1.0) if r.random() < 0.5 else most ** r.uniform(0.7, 1.0))
-            else:
-                budget = int(most ** r.uniform(0.65, 1.0))
-        parts = segments_of(r, task, budget)
+            names = [pool.pop() for _ in range(min(len(pool), r.randrange(3, 11)))]
+            parts = recall_segments(r, self.budget(r, room, first), names)
+        else:
+            parts = segments_of(r, task)
         ids, weights = [], []
         for enc, (_, weight) in zip(self.tok.encode_batch([t for t, _ in parts], add_special_tokens=False), parts):
             ids += enc.ids
@@ -74,18 +82,18 @@ class Packer:
 
     def row(self, r):
         ids, weights = [], []
+        pool = r.sample(words.NAMES, len(words.NAMES))  # a name has one fact in a row
         while len(ids) <= self.length:
-            first = self.long and not ids
-            i, w = self.document(r, self.length - len(ids) if self.long else 900, first)
+            i, w = self.document(r, self.length - len(ids), not ids, pool)
             ids += i
             weights += w
         return ids[:self.length + 1], weights[:self.length + 1]
 
 
-def batch(tokenizer, key, rows, length, long_recall, probes):
+def batch(tokenizer, key, rows, length, kind, probes):
     """tokens [rows, T+1] int32, weights [rows, T] of predicting token p+1, probe positions [rows, probes]."""
     r = random.Random(repr(key))
-    packer = Packer(tokenizer, length, long_recall)
+    packer = Packer(tokenizer, length, kind)
     made = [packer.row(r) for _ in range(rows)]
     tokens = np.array([m[0] for m in made], dtype=np.int32)
     weights = np.array([m[1][1:] for m in made], dtype=np.float32)

@@ -12,22 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+import checkpoint
 import data
 from config import demo_config, namespace
 from model import Flags, Model
 from optim import Optimiser
 
 SEED = 20261121
-# name, row length, rows, steps, selection on, probes per row
-PHASES = [("dense", 1024, 64, 1400, False, 64), ("select", 1024, 64, 2400, True, 64), ("long", 16384, 4, 3400, True, 384)]
+# name, kind of rows, row length, rows, steps, selection on, probes per row
+PHASES = [("match", "match", 4096, 16, 1500, False, 192), ("long", "long", 4096, 16, 1750, True, 192)]
 WARMUP, LR, MTP_WEIGHT = 100, 3e-3, 0.3
 
 
 def phase_of(step, phases):
     for p in phases:
-        if step < p[3]:
+        if step < p[4]:
             return p, step
-        step -= p[3]
+        step -= p[4]
     return None, 0
 
 
@@ -36,7 +37,7 @@ class Batches(Dataset):
         self.path, self.phases, self.start, self.tok = tokenizer_path, phases, start, None
 
     def __len__(self):
-        return sum(p[3] for p in self.phases) - self.start
+        return sum(p[4] for p in self.phases) - self.start
 
     def __getitem__(self, i):
         if self.tok is None:
@@ -45,8 +46,8 @@ class Batches(Dataset):
             os.nice(10)
             from tokenizers import Tokenizer
             self.tok = Tokenizer.from_file(self.path)
-        (name, length, rows, _, _, probes), at = phase_of(self.start + i, self.phases)
-        made = data.batch(self.tok, (SEED, name, at), rows, length, length > 1024, probes)
+        (name, kind, length, rows, _, _, probes), at = phase_of(self.start + i, self.phases)
+        made = data.batch(self.tok, (SEED, name, at), rows, length, kind, probes)
         return [torch.from_numpy(m) for m in made]
 
 
@@ -58,8 +59,8 @@ def head_loss(model, x, labels, weights, flags, mtp):
 
 def schedule(step, phases):
     """Warm up, hold, then fall linearly over the last phase."""
-    total = sum(p[3] for p in phases)
-    return min((step + 1) / WARMUP, 1.0, max(0.02, (total - step) / phases[-1][3]))
+    total = sum(p[4] for p in phases)
+    return min((step + 1) / WARMUP, 1.0, max(0.02, (total - step) / phases[-1][4]))
 
 
 def balance(model, loads):
@@ -77,6 +78,7 @@ def main():
     args.add_argument("--tokenizer", default="models/demo/tokenizer.json")
     args.add_argument("--steps", default="", help="steps of each phase, for trials: 40,40,40")
     args.add_argument("--until", type=int, default=1 << 30, help="stop this call at this step")
+    args.add_argument("--init", default="", help="start from the weights of this model.safetensors")
     args.add_argument("--workers", type=int, default=13)
     args.add_argument("--eager", action="store_true")
     args = args.parse_args()
@@ -87,10 +89,12 @@ def main():
     torch._dynamo.config.automatic_dynamic_shapes = False
     vocab = max(t["id"] for t in json.load(open(args.tokenizer))["added_tokens"]) + 1
     steps = dict(zip([p[0] for p in PHASES], map(int, args.steps.split(",")))) if args.steps else {}
-    phases = [(n, l, r, steps.get(n, s), sel, p) for n, l, r, s, sel, p in PHASES]
-    total = sum(p[3] for p in phases)
+    phases = [p[:4] + (steps.get(p[0], p[4]),) + p[5:] for p in PHASES]
+    total = sum(p[4] for p in phases)
     model = Model(namespace(demo_config(vocab)), SEED).cuda()
     opt, start = Optimiser(model, LR), 0
+    if args.init:
+        checkpoint.load(model, args.init)
     state_path = f"{args.work}/state.pt"
     if os.path.exists(state_path):
         state = torch.load(state_path, map_location="cuda")
@@ -108,7 +112,7 @@ def main():
     log = open(f"{args.work}/log.txt", "a")
     step, seen, mark = start, 0, time.time()
     for step, (tokens, weights, probe) in enumerate(loader, start):
-        (name, length, rows, steps, select, _), at = phase_of(step, phases)
+        (name, _, length, rows, steps, select, _), at = phase_of(step, phases)
         flags = Flags(all_visible=torch.tensor(0.0 if select else 1.0, device="cuda"))
         tokens, weights = tokens.cuda(non_blocking=True).long(), weights.cuda(non_blocking=True)
         probe = probe.cuda(non_blocking=True)
@@ -116,7 +120,7 @@ def main():
         x, loads, kl = model.streams(inputs, probe, flags)
         loss, right = loss_of(model, x, labels, weights, flags, False)
         xm, load, _ = model.mtp_streams(x, labels, flags)
-        ahead, ahead_w = F.pad(labels[:, 1:], (0, 1)), F.pad(weights[:, 1:], (0, 1))
+        ahead, ahead_w = F.pad(labels[:, 1:], (0, 1)), F.pad(weights[:, 1:], (0, 1)).clamp(max=3.0)
         mtp, right2 = loss_of(model, xm, ahead, ahead_w, flags, True)
         (loss + MTP_WEIGHT * mtp + kl).backward()
         norm = opt.step(schedule(step, phases))
