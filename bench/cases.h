@@ -67,8 +67,8 @@ OpCase index_select_case(const IndexShape& s, uint64_t seed);
 struct AttentionShape {
   Sequences sequences;
   int64_t H = 4, d = 128, r = 64, window = 32;
-  int64_t ratio = 0;   // 0: window only
-  int64_t topk = 0;    // 0: all visible entries
+  int64_t ratio = 0;       // 0: window only
+  int64_t topk = 0;        // 0: all visible entries
   float sharpness = 1.0f;  // spread of the scores
 };
 OpCase attention_case(const AttentionShape& s, uint64_t seed);

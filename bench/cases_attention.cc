@@ -12,7 +12,9 @@ constexpr float kEps = 1e-6f;
 // Spare rows behind the window, as a cache with room for a rollback has; odd on purpose.
 constexpr int64_t kSpareRows = 5;
 
-RopeView rope_view(const Bound& b, size_t freqs, int64_t r) { return {.freqs = b.at<float>(freqs), .r = r}; }
+RopeView rope_view(const Bound& b, size_t freqs, int64_t r) {
+  return {.freqs = b.at<float>(freqs), .r = r};
+}
 
 size_t add_kv_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape, int64_t r, Use use) {
   const size_t i = add_normal(c, rng, std::move(name), DType::kBF16, shape, 1.0f, use);
@@ -20,7 +22,8 @@ size_t add_kv_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape, in
   return i;
 }
 
-size_t add_cache_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape, int64_t r, Use use) {
+size_t add_cache_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape, int64_t r,
+                      Use use) {
   const size_t i = add_kv_rows(c, rng, std::move(name), shape, r, use);
   c.arrays[i].kv_rows = true;
   return i;
@@ -29,11 +32,14 @@ size_t add_cache_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape,
 size_t add_keys(OpCase& c, Rng& rng, const Shape& shape, Use use) {
   const size_t i = add_normal(c, rng, "keys", DType::kBF16, shape, 1.0f, use);
   HostArray& a = c.arrays[i];
-  for (int64_t at = 0; at < shape.elements(); at += kIdx4Group) idx4_round(a.as<bf16>() + at, kIdx4Group);
+  for (int64_t at = 0; at < shape.elements(); at += kIdx4Group)
+    idx4_round(a.as<bf16>() + at, kIdx4Group);
   return i;
 }
 
-int64_t last_visible(const SequenceShape& s, int64_t ratio) { return ratio ? (s.past + s.rows) / ratio : 0; }
+int64_t last_visible(const SequenceShape& s, int64_t ratio) {
+  return ratio ? (s.past + s.rows) / ratio : 0;
+}
 
 // Ascending random subsets of the visible entries, [T, topk] and [T].
 void pick_entries(const HostBatch& batch, int64_t ratio, int64_t topk, Rng& rng,
@@ -63,7 +69,8 @@ Cost attention_cost(const AttentionShape& s, const HostBatch& batch) {
   }
   for (const int32_t position : batch.positions) {
     const int64_t visible = s.ratio ? (position + 1) / s.ratio : 0;
-    const int64_t n = std::min<int64_t>(s.window, position + 1) + (s.topk ? std::min(s.topk, visible) : visible);
+    const int64_t n =
+        std::min<int64_t>(s.window, position + 1) + (s.topk ? std::min(s.topk, visible) : visible);
     cost.flops += 4 * n * s.H * s.d;
   }
   return cost;
@@ -115,7 +122,8 @@ CacheShape add_batches(OpCase& c, const Sequences& sequences, Rng& rng) {
     HostBatch one{.max_pages = max_pages};
     one.seq_slot = {static_cast<int32_t>(S - i)};
     one.seq_pages.assign(static_cast<size_t>(max_pages), 0);
-    for (int64_t p = 0; p < pages_of[static_cast<size_t>(i)]; ++p) one.seq_pages[static_cast<size_t>(p)] = ids[next_page++];
+    for (int64_t p = 0; p < pages_of[static_cast<size_t>(i)]; ++p)
+      one.seq_pages[static_cast<size_t>(p)] = ids[next_page++];
     one.seq_begin = {0, static_cast<int32_t>(s.rows)};
     for (int64_t t = 0; t < s.rows; ++t) {
       one.tokens.push_back(static_cast<int32_t>(rng.below(1000)));
@@ -203,21 +211,24 @@ OpCase compress_case(const CompressShape& s, uint64_t seed) {
                                  : add_cache_rows(c, rng, "entries", pages, s.r, Use::kInOut);
   c.cost = {.other_bytes = c.rows * columns * 16, .flops = c.rows * columns * 8};
   c.call = [=](OpContext& ctx, const Bound& b, const Step& step) {
-    return ctx.ops.compress(
-        ctx, {.batch = b.batch(step),
-              .c = b.at<float>(cc) + step.first * columns,
-              .s = b.at<float>(ss) + step.first * columns,
-              .ape = b.at<float>(ape),
-              .norm = b.at<bf16>(norm),
-              .spec = spec,
-              .index_key = s.index_key,
-              .rope = rope_view(b, freqs, s.r),
-              .eps = kEps,
-              .tail = {.c = b.at<float>(tail_c), .s = b.at<float>(tail_s), .rows = tail_rows, .columns = columns},
-              .out = {.data = b.at<char>(out),
-                      .per_page = per_page,
-                      .row_bytes = b.row_bytes(out),
-                      .format = s.index_key ? KvFormat::kBf16 : b.kv_format()}});
+    return ctx.ops.compress(ctx,
+                            {.batch = b.batch(step),
+                             .c = b.at<float>(cc) + step.first * columns,
+                             .s = b.at<float>(ss) + step.first * columns,
+                             .ape = b.at<float>(ape),
+                             .norm = b.at<bf16>(norm),
+                             .spec = spec,
+                             .index_key = s.index_key,
+                             .rope = rope_view(b, freqs, s.r),
+                             .eps = kEps,
+                             .tail = {.c = b.at<float>(tail_c),
+                                      .s = b.at<float>(tail_s),
+                                      .rows = tail_rows,
+                                      .columns = columns},
+                             .out = {.data = b.at<char>(out),
+                                     .per_page = per_page,
+                                     .row_bytes = b.row_bytes(out),
+                                     .format = s.index_key ? KvFormat::kBf16 : b.kv_format()}});
   };
   return c;
 }
@@ -236,20 +247,22 @@ OpCase index_select_case(const IndexShape& s, uint64_t seed) {
   for (const SequenceShape& seq : s.sequences) {
     c.cost.other_bytes += last_visible(seq, s.ratio) * s.e * 2 + seq.rows * s.heads * s.e * 4;
   }
-  for (const int32_t p : c.batches.front().positions) c.cost.flops += (p + 1) / s.ratio * s.heads * (2 * s.e + 2);
+  for (const int32_t p : c.batches.front().positions)
+    c.cost.flops += (p + 1) / s.ratio * s.heads * (2 * s.e + 2);
   c.sum_length = s.heads * s.e;
   c.call = [=](OpContext& ctx, const Bound& b, const Step& step) {
-    return ctx.ops.index_select(ctx, {.batch = b.batch(step),
-                                      .q = b.at<bf16>(q) + step.first * s.heads * s.e,
-                                      .weights = b.at<bf16>(weights) + step.first * s.heads,
-                                      .keys = {.data = b.at<char>(keys), .per_page = per_page, .row_bytes = 2 * s.e},
-                                      .rope = rope_view(b, freqs, s.r),
-                                      .heads = s.heads,
-                                      .e = s.e,
-                                      .ratio = s.ratio,
-                                      .topk = s.topk,
-                                      .selected = b.at<int32_t>(selected) + step.first * s.topk,
-                                      .selected_count = b.at<int32_t>(count) + step.first});
+    return ctx.ops.index_select(
+        ctx, {.batch = b.batch(step),
+              .q = b.at<bf16>(q) + step.first * s.heads * s.e,
+              .weights = b.at<bf16>(weights) + step.first * s.heads,
+              .keys = {.data = b.at<char>(keys), .per_page = per_page, .row_bytes = 2 * s.e},
+              .rope = rope_view(b, freqs, s.r),
+              .heads = s.heads,
+              .e = s.e,
+              .ratio = s.ratio,
+              .topk = s.topk,
+              .selected = b.at<int32_t>(selected) + step.first * s.topk,
+              .selected_count = b.at<int32_t>(count) + step.first});
   };
   return c;
 }
@@ -266,7 +279,8 @@ OpCase attention_case(const AttentionShape& s, uint64_t seed) {
   const size_t o = add_array(c, "o", DType::kBF16, {c.rows, s.H, s.d}, Use::kOut);
   const int64_t per_page = s.ratio ? cache.span / s.ratio : 0;
   size_t entries = 0, selected = 0, count = 0;
-  if (s.ratio) entries = add_cache_rows(c, rng, "entries", {cache.pages, per_page, s.d}, s.r, Use::kIn);
+  if (s.ratio)
+    entries = add_cache_rows(c, rng, "entries", {cache.pages, per_page, s.d}, s.r, Use::kIn);
   if (s.topk) {
     std::vector<int32_t> ids, counts;
     pick_entries(c.batches.front(), s.ratio, s.topk, rng, ids, counts);
@@ -278,7 +292,10 @@ OpCase attention_case(const AttentionShape& s, uint64_t seed) {
     AttentionArgs a{.batch = b.batch(step),
                     .q = b.at<bf16>(q) + step.first * s.H * s.d,
                     .kv = b.at<bf16>(kv) + step.first * s.d,
-                    .ring = {.data = b.at<char>(ring), .rows = ring_rows, .row_bytes = b.row_bytes(ring), .format = b.kv_format()},
+                    .ring = {.data = b.at<char>(ring),
+                             .rows = ring_rows,
+                             .row_bytes = b.row_bytes(ring),
+                             .format = b.kv_format()},
                     .entries = {},
                     .ratio = s.ratio,
                     .selected = nullptr,
@@ -291,7 +308,10 @@ OpCase attention_case(const AttentionShape& s, uint64_t seed) {
                     .window = s.window,
                     .r = s.r};
     if (s.ratio) {
-      a.entries = {.data = b.at<char>(entries), .per_page = per_page, .row_bytes = b.row_bytes(entries), .format = b.kv_format()};
+      a.entries = {.data = b.at<char>(entries),
+                   .per_page = per_page,
+                   .row_bytes = b.row_bytes(entries),
+                   .format = b.kv_format()};
     }
     if (s.topk) {
       a.selected = b.at<int32_t>(selected) + step.first * s.topk;
@@ -308,15 +328,18 @@ OpCase ring_insert_case(const AttentionShape& s, uint64_t seed) {
   const CacheShape cache = add_batches(c, s.sequences, rng);
   const int64_t ring_rows = s.window + kSpareRows;
   const size_t kv = add_kv_rows(c, rng, "kv", {c.rows, s.d}, s.r, Use::kIn);
-  const size_t ring = add_cache_rows(c, rng, "ring", {cache.slots, ring_rows, s.d}, s.r, Use::kInOut);
+  const size_t ring =
+      add_cache_rows(c, rng, "ring", {cache.slots, ring_rows, s.d}, s.r, Use::kInOut);
   c.cost = {.other_bytes = c.rows * s.d * 4};
   c.call = [=](OpContext& ctx, const Bound& b, const Step& step) {
-    return ctx.ops.ring_insert(
-        ctx, {.batch = b.batch(step),
-              .kv = b.at<bf16>(kv) + step.first * s.d,
-              .ring = {.data = b.at<char>(ring), .rows = ring_rows, .row_bytes = b.row_bytes(ring), .format = b.kv_format()},
-              .d = s.d,
-              .r = s.r});
+    return ctx.ops.ring_insert(ctx, {.batch = b.batch(step),
+                                     .kv = b.at<bf16>(kv) + step.first * s.d,
+                                     .ring = {.data = b.at<char>(ring),
+                                              .rows = ring_rows,
+                                              .row_bytes = b.row_bytes(ring),
+                                              .format = b.kv_format()},
+                                     .d = s.d,
+                                     .r = s.r});
   };
   return c;
 }

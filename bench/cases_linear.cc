@@ -56,7 +56,8 @@ GroupedArrays add_grouped(OpCase& c, const GroupedShape& s, Use x_use, Rng& rng)
   return a;
 }
 
-GroupedLinearArgs grouped_args(const Bound& b, const GroupedArrays& a, const GroupedShape& s, const Step& step) {
+GroupedLinearArgs grouped_args(const Bound& b, const GroupedArrays& a, const GroupedShape& s,
+                               const Step& step) {
   return {.x = b.at<bf16>(a.x) + step.first * s.H * s.d,
           .w = b.weight(a.w),
           .y = b.at<bf16>(a.y) + step.first * s.G * s.R,

@@ -67,13 +67,16 @@ OpCase moe_case(const MoeShape& s, Values values, uint64_t seed) {
   if (values == Values::kWithNan && s.T > 1) c.arrays[x].as<bf16>()[s.D + 3] = bf16{0x7fc0};
   const std::vector<int32_t> picked = pick_experts(s.T, s.E, s.k, s.routing, rng);
   const size_t ids = add_ints(c, "ids", {s.T, s.k}, picked);
-  const size_t weights = add_normal(c, rng, "weights", DType::kF32, {s.T, s.k}, 0.05f, Use::kIn, 0.25f);
+  const size_t weights =
+      add_normal(c, rng, "weights", DType::kF32, {s.T, s.k}, 0.05f, Use::kIn, 0.25f);
   const int64_t distinct = s.distinct ? s.distinct : s.E;
   const auto expert = [&](int64_t rows, int64_t cols) {
-    return add_weight(c, random_weight(WeightRole::kExperts, s.format, rows, cols, rng, s.E, distinct));
+    return add_weight(
+        c, random_weight(WeightRole::kExperts, s.format, rows, cols, rng, s.E, distinct));
   };
   const auto shared = [&](int64_t rows, int64_t cols) {
-    return add_weight(c, random_weight(WeightRole::kLinear, WeightFormat::kFp8Tile128, rows, cols, rng));
+    return add_weight(
+        c, random_weight(WeightRole::kLinear, WeightFormat::kFp8Tile128, rows, cols, rng));
   };
   const size_t w1 = expert(s.I, s.D), w3 = expert(s.I, s.D), w2 = expert(s.D, s.I);
   const size_t s1 = shared(s.I, s.D), s3 = shared(s.I, s.D), s2 = shared(s.D, s.I);

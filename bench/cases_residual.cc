@@ -52,9 +52,11 @@ OpCase embed_case(int64_t T, int64_t hc, int64_t D, int64_t V, uint64_t seed) {
   OpCase c{.op = "embed", .rows = T};
   Rng rng(seed);
   std::vector<int32_t> ids;
-  for (int64_t t = 0; t < T; ++t) ids.push_back(static_cast<int32_t>(t == 0 ? V - 1 : rng.below(V)));
+  for (int64_t t = 0; t < T; ++t)
+    ids.push_back(static_cast<int32_t>(t == 0 ? V - 1 : rng.below(V)));
   const size_t tokens = add_ints(c, "tokens", {T}, ids);
-  const size_t table = add_weight(c, random_weight(WeightRole::kEmbed, WeightFormat::kBf16, V, D, rng));
+  const size_t table =
+      add_weight(c, random_weight(WeightRole::kEmbed, WeightFormat::kBf16, V, D, rng));
   const size_t streams = add_array(c, "streams", DType::kBF16, {T, hc, D}, Use::kOut);
   c.cost = {.other_bytes = T * D * 2 * (1 + hc)};
   split_rows(c);
@@ -93,10 +95,12 @@ OpCase hc_pre_norm_case(const HcShape& s, uint64_t seed) {
 OpCase hc_post_case(const HcShape& s, uint64_t seed) {
   OpCase c{.op = "hc_post", .rows = s.T};
   Rng rng(seed);
-  const size_t streams = add_normal(c, rng, "streams", DType::kBF16, {s.T, s.hc, s.D}, 1.0f, Use::kInOut);
+  const size_t streams =
+      add_normal(c, rng, "streams", DType::kBF16, {s.T, s.hc, s.D}, 1.0f, Use::kInOut);
   const size_t out = add_normal(c, rng, "out", DType::kBF16, {s.T, s.D}, 1.0f);
   const size_t post = add_normal(c, rng, "post", DType::kF32, {s.T, s.hc}, 0.3f, Use::kIn, 1.0f);
-  const size_t comb = add_normal(c, rng, "comb", DType::kF32, {s.T, s.hc, s.hc}, 0.1f, Use::kIn, 0.25f);
+  const size_t comb =
+      add_normal(c, rng, "comb", DType::kF32, {s.T, s.hc, s.hc}, 0.1f, Use::kIn, 0.25f);
   c.sum_length = s.hc + 1;
   c.cost = {.other_bytes = s.T * s.D * (4 * s.hc + 2), .flops = s.T * s.D * s.hc * 2 * (s.hc + 1)};
   split_rows(c);
@@ -117,10 +121,12 @@ OpCase hc_head_case(const HcShape& s, int64_t R, uint64_t seed) {
   Rng rng(seed);
   const int64_t n = s.hc * s.D;
   std::vector<int32_t> picked;
-  for (int64_t r = 0; r < R; ++r) picked.push_back(static_cast<int32_t>(r == 0 ? s.T - 1 : rng.below(s.T)));
+  for (int64_t r = 0; r < R; ++r)
+    picked.push_back(static_cast<int32_t>(r == 0 ? s.T - 1 : rng.below(s.T)));
   const size_t streams = add_normal(c, rng, "streams", DType::kBF16, {s.T, s.hc, s.D}, 1.0f);
   const size_t rows = add_ints(c, "rows", {R}, picked);
-  const size_t fn = add_normal(c, rng, "fn", DType::kF32, {s.hc, n}, 1.0f / std::sqrt(static_cast<float>(n)));
+  const size_t fn =
+      add_normal(c, rng, "fn", DType::kF32, {s.hc, n}, 1.0f / std::sqrt(static_cast<float>(n)));
   const size_t base = add_normal(c, rng, "base", DType::kF32, {s.hc}, 0.5f);
   const size_t scale = add_normal(c, rng, "scale", DType::kF32, {1}, 0.2f, Use::kIn, 1.0f);
   const size_t norm = add_normal(c, rng, "norm", DType::kBF16, {s.D}, 0.2f, Use::kIn, 1.0f);

@@ -26,12 +26,18 @@ TensorRef view(const std::vector<uint8_t>& bytes, DType dtype, const Shape& shap
 
 DType element_dtype(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kF32: return DType::kF32;
-    case WeightFormat::kBf16: return DType::kBF16;
-    case WeightFormat::kFp8Tile128: return DType::kE4M3;
-    case WeightFormat::kMxfp4: return DType::kI8;
-    case WeightFormat::kNvfp4: return DType::kU8;
-    case WeightFormat::kI32: return DType::kI64;
+    case WeightFormat::kF32:
+      return DType::kF32;
+    case WeightFormat::kBf16:
+      return DType::kBF16;
+    case WeightFormat::kFp8Tile128:
+      return DType::kE4M3;
+    case WeightFormat::kMxfp4:
+      return DType::kI8;
+    case WeightFormat::kNvfp4:
+      return DType::kU8;
+    case WeightFormat::kI32:
+      return DType::kI64;
   }
   return DType::kF32;
 }
@@ -65,11 +71,14 @@ HostMatrix random_matrix(WeightFormat format, int64_t rows, int64_t cols, Rng& r
     case WeightFormat::kFp8Tile128: {
       fill_bits(m.elements, elements, rng);
       // 0x7f and 0xff are NaN; no published weight has one.
-      for (uint8_t& code : m.elements) code = static_cast<uint8_t>((code & 0x7f) == 0x7f ? code ^ 1 : code);
+      for (uint8_t& code : m.elements)
+        code = static_cast<uint8_t>((code & 0x7f) == 0x7f ? code ^ 1 : code);
       break;
     }
     case WeightFormat::kMxfp4:
-    case WeightFormat::kNvfp4: fill_bits(m.elements, elements, rng); break;
+    case WeightFormat::kNvfp4:
+      fill_bits(m.elements, elements, rng);
+      break;
   }
   m.scales.resize(static_cast<size_t>(scale_bytes(format, rows, cols)));
   if (format == WeightFormat::kNvfp4) {
@@ -112,7 +121,8 @@ HostWeight HostWeight::absolute() const {
     const FormatInfo& info = format_info(format);
     const size_t step = std::max<size_t>(1, static_cast<size_t>(info.bits) / 8);
     const uint8_t mask = info.bits == 4 ? 0x77 : 0x7f;
-    for (size_t i = step - 1; i < b.size(); i += step) b[i] &= mask;  // little-endian: the last byte
+    for (size_t i = step - 1; i < b.size(); i += step)
+      b[i] &= mask;  // little-endian: the last byte
   }
   return w;
 }

@@ -31,7 +31,8 @@ struct Setup {
 
   std::vector<int32_t> random_tokens(int64_t n) {
     std::vector<int32_t> tokens;
-    for (int64_t i = 0; i < n; ++i) tokens.push_back(static_cast<int32_t>(rng.below(runner->model().config.vocab_size)));
+    for (int64_t i = 0; i < n; ++i)
+      tokens.push_back(static_cast<int32_t>(rng.below(runner->model().config.vocab_size)));
     return tokens;
   }
   // `n` random tokens behind sequence i, in batches of at most `chunk` rows; logits of the last.
@@ -39,7 +40,9 @@ struct Setup {
     for (int64_t done = 0; done < n;) {
       const std::vector<int32_t> tokens = random_tokens(std::min(chunk, n - done));
       done += std::ssize(tokens);
-      const SequenceRows rows{.cache = &sequences[i], .tokens = tokens, .logits = done == n ? LogitRows::kLast : LogitRows::kNone};
+      const SequenceRows rows{.cache = &sequences[i],
+                              .tokens = tokens,
+                              .logits = done == n ? LogitRows::kLast : LogitRows::kNone};
       DSV4_ASSIGN(const LogitsView logits, runner->run({&rows, 1}));
       (void)logits;
       DSV4_TRY(sequences[i].commit(std::ssize(tokens)));
@@ -48,12 +51,19 @@ struct Setup {
   }
 };
 
-Result<std::unique_ptr<Setup>> set_up(const Model& model, Backend& backend, int64_t sequences, int64_t context, int64_t rows) {
+Result<std::unique_ptr<Setup>> set_up(const Model& model, Backend& backend, int64_t sequences,
+                                      int64_t context, int64_t rows) {
   auto s = std::make_unique<Setup>(backend.ops(), 2026);
   const CacheSpec spec = make_cache_spec(model.config, model.plan);
   const int64_t tokens = (context + spec.span - 1) / spec.span * spec.span * sequences;
-  DSV4_ASSIGN(s->cache, KvCache::make(spec, {.max_sequences = sequences, .max_tokens = tokens, .max_rollback = 0}, backend));
-  const BatchLimits limits{.max_rows = std::max(rows, sequences), .max_sequences = sequences, .max_logit_rows = sequences, .context = context};
+  DSV4_ASSIGN(
+      s->cache,
+      KvCache::make(spec, {.max_sequences = sequences, .max_tokens = tokens, .max_rollback = 0},
+                    backend));
+  const BatchLimits limits{.max_rows = std::max(rows, sequences),
+                           .max_sequences = sequences,
+                           .max_logit_rows = sequences,
+                           .context = context};
   DSV4_ASSIGN(s->runner, Runner::make(model, *s->cache, limits, backend, s->trace));
   for (int64_t i = 0; i < sequences; ++i) {
     DSV4_ASSIGN(SequenceCache sequence, s->cache->open());
@@ -84,27 +94,34 @@ void summarise(const Setup& s, const OpTable& table, int64_t runs, ModelBenchRes
     r.flops += record.flops;
     r.ops.push_back({std::string(op_list()[i].name), std::string(op_impl(table, i)), record});
   }
-  std::sort(r.ops.begin(), r.ops.end(), [](const OpShare& a, const OpShare& b) { return a.record.ns > b.record.ns; });
+  std::sort(r.ops.begin(), r.ops.end(),
+            [](const OpShare& a, const OpShare& b) { return a.record.ns > b.record.ns; });
 }
 
 }  // namespace
 
-Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend, const ModelBenchOptions& o,
-                                      const ProgressSink& progress) {
+Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend,
+                                      const ModelBenchOptions& o, const ProgressSink& progress) {
   const int64_t steps = kWarmSteps + o.tokens + kTracedSteps;
-  DSV4_ASSIGN(const auto s, set_up(model, backend, o.batch, o.context + steps, o.fill ? o.chunk : 1));
+  DSV4_ASSIGN(const auto s,
+              set_up(model, backend, o.batch, o.context + steps, o.fill ? o.chunk : 1));
   ModelBenchResult r{.tokens_per_step = o.batch};
   const auto begin = Clock::now();
   for (size_t i = 0; i < s->sequences.size() && o.context > 0; ++i) {
     if (o.fill) {
       DSV4_TRY(s->feed(i, o.context, o.chunk));
-      if (progress) progress({.stage = "context", .done = static_cast<int64_t>(i) + 1, .total = o.batch, .unit = "sequences"});
+      if (progress)
+        progress({.stage = "context",
+                  .done = static_cast<int64_t>(i) + 1,
+                  .total = o.batch,
+                  .unit = "sequences"});
     } else {
       DSV4_TRY(s->sequences[i].reserve(o.context));
       DSV4_TRY(s->sequences[i].commit(o.context));
     }
   }
-  if (o.fill && o.context > 0) r.fill_tokens_per_s = static_cast<double>(o.batch * o.context) / (ms_since(begin) * 1e-3);
+  if (o.fill && o.context > 0)
+    r.fill_tokens_per_s = static_cast<double>(o.batch * o.context) / (ms_since(begin) * 1e-3);
 
   std::vector<double> ms;
   for (int64_t i = 0; i < kWarmSteps; ++i) DSV4_TRY(decode_step(*s));
@@ -124,8 +141,8 @@ Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend, cons
   return r;
 }
 
-Result<ModelBenchResult> bench_prefill(const Model& model, Backend& backend, const ModelBenchOptions& o,
-                                       const ProgressSink& progress) {
+Result<ModelBenchResult> bench_prefill(const Model& model, Backend& backend,
+                                       const ModelBenchOptions& o, const ProgressSink& progress) {
   DSV4_ASSIGN(const auto s, set_up(model, backend, 1, o.tokens, std::min(o.chunk, o.tokens)));
   ModelBenchResult r{.tokens_per_step = o.tokens};
   std::vector<double> ms;
@@ -134,7 +151,8 @@ Result<ModelBenchResult> bench_prefill(const Model& model, Backend& backend, con
     const auto at = Clock::now();
     DSV4_TRY(s->feed(0, o.tokens, o.chunk));
     if (i > 0 || o.repeats == 0) ms.push_back(ms_since(at));
-    if (progress) progress({.stage = "prefill", .done = i + 1, .total = o.repeats + 2, .unit = "runs"});
+    if (progress)
+      progress({.stage = "prefill", .done = i + 1, .total = o.repeats + 2, .unit = "runs"});
   }
   s->sequences[0].clear();
   s->trace.enable(true);

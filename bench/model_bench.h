@@ -12,12 +12,13 @@
 namespace dsv4::bench {
 
 struct ModelBenchOptions {
-  int64_t context = 512;  // decode: tokens in the cache of each sequence before the first timed step
-  int64_t tokens = 16;    // decode: timed steps; prefill: prompt length
-  int64_t batch = 1;      // decode: sequences
-  int64_t chunk = 512;    // rows of a prefill batch at most
-  bool fill = true;       // decode: run the context through the model; false: leave the cache zero
-  int64_t repeats = 3;    // prefill: times the prompt is run
+  int64_t context =
+      512;              // decode: tokens in the cache of each sequence before the first timed step
+  int64_t tokens = 16;  // decode: timed steps; prefill: prompt length
+  int64_t batch = 1;    // decode: sequences
+  int64_t chunk = 512;  // rows of a prefill batch at most
+  bool fill = true;     // decode: run the context through the model; false: leave the cache zero
+  int64_t repeats = 3;  // prefill: times the prompt is run
 };
 
 struct OpShare {
@@ -35,9 +36,11 @@ struct ModelBenchResult {
   std::vector<OpShare> ops;  // by time, measured in steps of their own
 };
 
-Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend, const ModelBenchOptions& options,
+Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend,
+                                      const ModelBenchOptions& options,
                                       const ProgressSink& progress);
-Result<ModelBenchResult> bench_prefill(const Model& model, Backend& backend, const ModelBenchOptions& options,
+Result<ModelBenchResult> bench_prefill(const Model& model, Backend& backend,
+                                       const ModelBenchOptions& options,
                                        const ProgressSink& progress);
 
 }  // namespace dsv4::bench

@@ -12,10 +12,12 @@ constexpr int64_t kMostDecodeRows = 8;  // more rows than this are a chunk of on
 
 }  // namespace
 
-std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows, const TimingOptions& options) {
+std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows,
+                                  const TimingOptions& options) {
   std::vector<CaseSpec> specs;
   const ModelConfig& m = config;
-  const int64_t T = rows, D = m.hidden_size, H = m.num_attention_heads, d = m.head_dim, r = m.qk_rope_head_dim;
+  const int64_t T = rows, D = m.hidden_size, H = m.num_attention_heads, d = m.head_dim,
+                r = m.qk_rope_head_dim;
   const int64_t lora = m.q_lora_rank, e = m.index_head_dim, G = m.o_groups;
   const auto add = [&](std::string op, std::string name, auto make) {
     specs.push_back({op, name, [=] {
@@ -26,16 +28,22 @@ std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows, const
   };
   const WeightFormat fp8 = WeightFormat::kFp8Tile128, bf = WeightFormat::kBf16;
 
-  const HcShape hc{.T = T, .hc = m.hc_mult, .D = D, .iters = static_cast<int32_t>(m.hc_sinkhorn_iters), .hc_eps = static_cast<float>(m.hc_eps)};
+  const HcShape hc{.T = T,
+                   .hc = m.hc_mult,
+                   .D = D,
+                   .iters = static_cast<int32_t>(m.hc_sinkhorn_iters),
+                   .hc_eps = static_cast<float>(m.hc_eps)};
   add("embed", "embed", [=](uint64_t s) { return embed_case(T, hc.hc, D, 4096, s); });
   add("hc_pre", "mHC pre", [=](uint64_t s) { return hc_pre_case(hc, s); });
   add("hc_pre_norm", "mHC pre + norm", [=](uint64_t s) { return hc_pre_norm_case(hc, s); });
   add("hc_post", "mHC post", [=](uint64_t s) { return hc_post_case(hc, s); });
-  add("hc_head", "head mix", [=](uint64_t s) { return hc_head_case(hc, std::min<int64_t>(T, kMostDecodeRows), s); });
+  add("hc_head", "head mix",
+      [=](uint64_t s) { return hc_head_case(hc, std::min<int64_t>(T, kMostDecodeRows), s); });
   add("stream_add", "MTP input", [=](uint64_t s) { return stream_add_case(hc, s); });
   add("rms_norm", "q norm", [=](uint64_t s) { return rms_norm_case(T, lora, Values::kFinite, s); });
 
-  const auto linear = [&](const char* name, int64_t N, int64_t K, WeightFormat format, DType y = DType::kBF16) {
+  const auto linear = [&](const char* name, int64_t N, int64_t K, WeightFormat format,
+                          DType y = DType::kBF16) {
     const LinearShape l{.T = T, .N = N, .K = K, .format = format, .y_dtype = y};
     add("linear", cat(name, " [", N, ", ", K, "] ", format_info(format).name),
         [=](uint64_t s) { return linear_case(l, Values::kFinite, s); });
@@ -79,12 +87,18 @@ std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows, const
   }
   const std::string at = cat(" at ", options.context);
   const CompressShape entries{.sequences = seqs, .ratio = 4, .dim = d, .r = r, .overlap = true};
-  const CompressShape keys{.sequences = seqs, .ratio = 4, .dim = e, .r = r, .overlap = true, .index_key = true};
+  const CompressShape keys{
+      .sequences = seqs, .ratio = 4, .dim = e, .r = r, .overlap = true, .index_key = true};
   const CompressShape pooled{.sequences = seqs, .ratio = 128, .dim = d, .r = r, .overlap = false};
   add("compress", cat("CSA entries", at), [=](uint64_t s) { return compress_case(entries, s); });
   add("compress", cat("CSA keys", at), [=](uint64_t s) { return compress_case(keys, s); });
   add("compress", cat("HCA entries", at), [=](uint64_t s) { return compress_case(pooled, s); });
-  const IndexShape index{.sequences = seqs, .ratio = 4, .heads = m.index_n_heads, .e = e, .r = r, .topk = m.index_topk};
+  const IndexShape index{.sequences = seqs,
+                         .ratio = 4,
+                         .heads = m.index_n_heads,
+                         .e = e,
+                         .r = r,
+                         .topk = m.index_topk};
   add("index_select", cat("indexer", at), [=](uint64_t s) { return index_select_case(index, s); });
   const AttentionShape a{.sequences = seqs, .H = H, .d = d, .r = r, .window = m.sliding_window};
   AttentionShape a_csa = a, a_hca = a;
@@ -99,9 +113,14 @@ std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows, const
   const RouterShape router{.T = T, .E = m.n_routed_experts, .D = D, .k = m.num_experts_per_tok};
   add("router", "router", [=](uint64_t s) { return router_case(router, s); });
   for (const WeightFormat format : {WeightFormat::kMxfp4, WeightFormat::kNvfp4}) {
-    const MoeShape moe{.T = T, .D = D, .I = m.moe_intermediate_size, .E = std::min(options.experts, m.n_routed_experts),
-                       .k = m.num_experts_per_tok, .format = format,
-                       .limit = static_cast<float>(m.swiglu_limit), .distinct = 1};
+    const MoeShape moe{.T = T,
+                       .D = D,
+                       .I = m.moe_intermediate_size,
+                       .E = std::min(options.experts, m.n_routed_experts),
+                       .k = m.num_experts_per_tok,
+                       .format = format,
+                       .limit = static_cast<float>(m.swiglu_limit),
+                       .distinct = 1};
     add("moe", cat("experts E=", moe.E, " k=", moe.k, " ", format_info(format).name),
         [=](uint64_t s) { return moe_case(moe, Values::kFinite, s); });
   }

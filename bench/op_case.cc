@@ -29,7 +29,9 @@ void decode_kv_row(const uint8_t* in, int64_t d, int64_t r, bf16* row) {
   memcpy(row + rounded, in + rounded, static_cast<size_t>(2 * r));
 }
 
-bool converted(const HostArray& a, KvFormat format) { return a.kv_rows && format != KvFormat::kBf16; }
+bool converted(const HostArray& a, KvFormat format) {
+  return a.kv_rows && format != KvFormat::kBf16;
+}
 
 Result<Buffer> upload_ints(Backend& backend, Stream& stream, const std::vector<int32_t>& v) {
   DSV4_ASSIGN(Buffer b, backend.allocate(std::max<size_t>(1, v.size()) * sizeof(int32_t)));
@@ -58,7 +60,8 @@ Result<std::unique_ptr<Bound>> Bound::make(const OpCase& c, Backend& backend, St
     size_t bytes = a.byte_count();
     if (converted(a, backend.kv_format())) {
       const int64_t d = a.shape[a.shape.rank - 1];
-      bytes = static_cast<size_t>(a.shape.elements() / d * kv_row_bytes(backend.kv_format(), d, a.rope_dims));
+      bytes = static_cast<size_t>(a.shape.elements() / d *
+                                  kv_row_bytes(backend.kv_format(), d, a.rope_dims));
     }
     DSV4_ASSIGN(Buffer b, backend.allocate(std::max<size_t>(bytes, 1)));
     bound->buffers_.push_back(std::move(b));
@@ -85,7 +88,6 @@ Result<std::unique_ptr<Bound>> Bound::make(const OpCase& c, Backend& backend, St
     bound->batches_.push_back(view);
   }
   DSV4_TRY(bound->reset());
-  DSV4_TRY(backend.synchronize(stream));
   return bound;
 }
 
@@ -110,7 +112,8 @@ Status Bound::upload(size_t i, const std::vector<uint8_t>& bytes) {
   const int64_t d = a.shape[a.shape.rank - 1], n = a.shape.elements() / d, stride = row_bytes(i);
   std::vector<uint8_t> rows(static_cast<size_t>(n * stride));
   const bf16* from = reinterpret_cast<const bf16*>(bytes.data());
-  for (int64_t row = 0; row < n; ++row) encode_kv_row(from + row * d, d, a.rope_dims, rows.data() + row * stride);
+  for (int64_t row = 0; row < n; ++row)
+    encode_kv_row(from + row * d, d, a.rope_dims, rows.data() + row * stride);
   DSV4_TRY(backend_.upload(stream_, buffers_[i].data(), rows.data(), rows.size()));
   return backend_.synchronize(stream_);
 }
@@ -139,7 +142,8 @@ Result<std::vector<HostArray>> Bound::download() const {
       DSV4_TRY(backend_.download(stream_, a.bytes.data(), buffers_[i].data(), a.bytes.size()));
       DSV4_TRY(backend_.synchronize(stream_));
     } else {
-      const int64_t d = a.shape[a.shape.rank - 1], n = a.shape.elements() / d, stride = row_bytes(i);
+      const int64_t d = a.shape[a.shape.rank - 1], n = a.shape.elements() / d,
+                    stride = row_bytes(i);
       std::vector<uint8_t> rows(static_cast<size_t>(n * stride));
       DSV4_TRY(backend_.download(stream_, rows.data(), buffers_[i].data(), rows.size()));
       DSV4_TRY(backend_.synchronize(stream_));
@@ -159,21 +163,25 @@ size_t add_array(OpCase& c, std::string name, DType dtype, const Shape& shape, U
   return c.arrays.size() - 1;
 }
 
-size_t add_normal(OpCase& c, Rng& rng, std::string name, DType dtype, const Shape& shape, float spread,
-                  Use use, float mean) {
+size_t add_normal(OpCase& c, Rng& rng, std::string name, DType dtype, const Shape& shape,
+                  float spread, Use use, float mean) {
   const size_t i = add_array(c, std::move(name), dtype, shape, use);
   HostArray& a = c.arrays[i];
   for (int64_t k = 0; k < shape.elements(); ++k) {
     const float v = mean + rng.normal() * spread;
-    if (dtype == DType::kBF16) a.as<bf16>()[k] = to_bf16(v);
-    else a.as<float>()[k] = v;
+    if (dtype == DType::kBF16)
+      a.as<bf16>()[k] = to_bf16(v);
+    else
+      a.as<float>()[k] = v;
   }
   return i;
 }
 
-size_t add_ints(OpCase& c, std::string name, const Shape& shape, const std::vector<int32_t>& values) {
+size_t add_ints(OpCase& c, std::string name, const Shape& shape,
+                const std::vector<int32_t>& values) {
   const size_t i = add_array(c, std::move(name), DType::kI32, shape, Use::kIn);
-  if (!values.empty()) memcpy(c.arrays[i].bytes.data(), values.data(), values.size() * sizeof(int32_t));
+  if (!values.empty())
+    memcpy(c.arrays[i].bytes.data(), values.data(), values.size() * sizeof(int32_t));
   return i;
 }
 

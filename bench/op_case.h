@@ -108,7 +108,8 @@ class Bound {
   const OpCase& op_case() const { return case_; }
 
  private:
-  Bound(const OpCase& c, Backend& backend, Stream& stream) : case_(c), backend_(backend), stream_(stream) {}
+  Bound(const OpCase& c, Backend& backend, Stream& stream)
+      : case_(c), backend_(backend), stream_(stream) {}
   Status upload(size_t i, const std::vector<uint8_t>& bytes);
 
   const OpCase& case_;
@@ -129,9 +130,10 @@ inline constexpr int64_t kSpan = 256;
 
 // For building cases. Each returns the index of what it added.
 size_t add_array(OpCase& c, std::string name, DType dtype, const Shape& shape, Use use);
-size_t add_normal(OpCase& c, Rng& rng, std::string name, DType dtype, const Shape& shape, float spread,
-                  Use use = Use::kIn, float mean = 0.0f);
-size_t add_ints(OpCase& c, std::string name, const Shape& shape, const std::vector<int32_t>& values);
+size_t add_normal(OpCase& c, Rng& rng, std::string name, DType dtype, const Shape& shape,
+                  float spread, Use use = Use::kIn, float mean = 0.0f);
+size_t add_ints(OpCase& c, std::string name, const Shape& shape,
+                const std::vector<int32_t>& values);
 size_t add_weight(OpCase& c, HostWeight w);
 // One step per row.
 void split_rows(OpCase& c);

@@ -11,7 +11,8 @@ using Clock = std::chrono::steady_clock;
 // The reference backend does about this much: scalar code with FP64 sums.
 constexpr double kReferenceFlops = 5e8;
 
-Status time_runs(const OpCase& c, Backend& backend, int64_t copies, double seconds, int64_t most, std::vector<double>& us) {
+Status time_runs(const OpCase& c, Backend& backend, int64_t copies, double seconds, int64_t most,
+                 std::vector<double>& us) {
   DSV4_ASSIGN(const std::unique_ptr<Stream> stream, backend.make_stream());
   Workspace workspace(backend);
   std::vector<std::unique_ptr<Bound>> bound;
@@ -23,7 +24,7 @@ Status time_runs(const OpCase& c, Backend& backend, int64_t copies, double secon
   if (most > 1) DSV4_TRY(c.call(ctx, *bound.back(), c.whole));
   DSV4_TRY(backend.synchronize(*stream));
   double total = 0.0;
-  for (int64_t i = 0; i < most && (i < 5 || total < seconds); ++i) {
+  for (int64_t i = 0; i < most && (i < 3 || total < seconds); ++i) {
     const Bound& b = *bound[static_cast<size_t>(i % copies)];
     const auto begin = Clock::now();
     DSV4_TRY(c.call(ctx, b, c.whole));
@@ -46,12 +47,18 @@ std::string_view impl_of(const OpTable& table, std::string_view op) {
 Quantiles quantiles(std::vector<double> samples) {
   if (samples.empty()) return {};
   std::sort(samples.begin(), samples.end());
-  return {.median = samples[samples.size() / 2], .p90 = samples[(samples.size() * 9) / 10]};
+  return {.min = samples.front(),
+          .median = samples[samples.size() / 2],
+          .p90 = samples[(samples.size() * 9) / 10]};
 }
 
 Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, Backend* reference,
                          const OpsOptions& options) {
-  OpTiming t{.op = c.op, .name = c.name, .impl = std::string(impl_of(backend.ops(), c.op)), .rows = c.rows, .cost = c.cost};
+  OpTiming t{.op = c.op,
+             .name = c.name,
+             .impl = std::string(impl_of(backend.ops(), c.op)),
+             .rows = c.rows,
+             .cost = c.cost};
   // Enough copies that a call finds none of its weights in the cache; no more than 1 GiB of them.
   const int64_t bytes = std::max<int64_t>(c.cost.weight_bytes + c.cost.other_bytes, 1);
   t.copies = std::clamp<int64_t>(2 * last_level_cache() / bytes + 1, 1, 64);
@@ -62,13 +69,16 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
   t.runs = static_cast<int64_t>(us.size());
   t.us = q.median;
   t.us_p90 = q.p90;
+  t.us_min = q.min;
   t.bytes_per_s = static_cast<double>(bytes) / (t.us * 1e-6);
   t.flops_per_s = static_cast<double>(c.cost.flops) / (t.us * 1e-6);
   if (peaks) {
     const double memory = static_cast<double>(bytes) / peaks->read_bytes_per_s;
     const double arithmetic = static_cast<double>(c.cost.flops) / peaks->flops_per_s;
     t.memory_bound = memory >= arithmetic;
-    t.roofline = std::max(memory, arithmetic) / (t.us * 1e-6);
+    // What fits into the cache even with all copies is not held to the speed of memory.
+    const bool cold = t.copies * bytes > last_level_cache();
+    if (!t.memory_bound || cold) t.roofline = std::max(memory, arithmetic) / (t.us * 1e-6);
   }
   const double expected = static_cast<double>(c.cost.flops + bytes) / kReferenceFlops;
   if (reference && expected <= options.reference_seconds) {

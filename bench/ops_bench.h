@@ -1,6 +1,7 @@
 // Timing single ops. Our own loop rather than google-benchmark: what we report are columns that it
-// has no place for (share of a roofline measured in the same run, ratio against another backend), and
-// each call has to run on another copy of its weights, so that they come from memory as in a model.
+// has no place for (share of a roofline measured in the same run, ratio against another backend),
+// and each call has to run on another copy of its weights, so that they come from memory as in a
+// model.
 #pragma once
 
 #include <functional>
@@ -17,11 +18,11 @@ struct OpTiming {
   std::string op, name, impl;
   int64_t rows = 0;
   int64_t runs = 0, copies = 0;
-  double us = 0.0, us_p90 = 0.0;  // median, 90th percentile
+  double us = 0.0, us_p90 = 0.0, us_min = 0.0;  // us: median
   Cost cost;
   double bytes_per_s = 0.0, flops_per_s = 0.0;
   // Time that the roofline would take over the time taken, and which of its sides is the limit; 0
-  // where no peaks are known.
+  // where no peaks are known, or where memory would be the limit and the data fits into the cache.
   double roofline = 0.0;
   bool memory_bound = false;
   double reference_us = 0.0;  // 0: not measured
@@ -37,7 +38,7 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
                          const OpsOptions& options);
 
 struct Quantiles {
-  double median = 0.0, p90 = 0.0;
+  double min = 0.0, median = 0.0, p90 = 0.0;
 };
 Quantiles quantiles(std::vector<double> samples);
 

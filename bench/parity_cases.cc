@@ -28,7 +28,8 @@ constexpr WeightFormat kLinearFormats[] = {WeightFormat::kBf16, WeightFormat::kF
 
 void add_residual(Set& set) {
   for (const int64_t T : {1, 3, 9}) {
-    set.add("embed", cat("T=", T, " hc=4 D=384"), [=](uint64_t s) { return embed_case(T, 4, 384, 50, s); });
+    set.add("embed", cat("T=", T, " hc=4 D=384"),
+            [=](uint64_t s) { return embed_case(T, 4, 384, 50, s); });
     const HcShape small{.T = T, .D = 256}, odd{.T = T, .D = 640, .iters = 3, .hc_eps = 0.01f};
     for (const HcShape& h : {small, odd}) {
       const std::string name = cat("T=", T, " hc=4 D=", h.D, " iters=", h.iters);
@@ -47,15 +48,17 @@ void add_residual(Set& set) {
 void add_linear(Set& set) {
   for (const int64_t T : {1, 3, 8}) {
     for (const int64_t N : {128, 192, 1024, 4096}) {
-      set.add("rms_norm", cat("T=", T, " N=", N), [=](uint64_t s) { return rms_norm_case(T, N, Values::kFinite, s); });
+      set.add("rms_norm", cat("T=", T, " N=", N),
+              [=](uint64_t s) { return rms_norm_case(T, N, Values::kFinite, s); });
     }
   }
-  set.add("rms_norm", "T=4 N=256 with NaN", [](uint64_t s) { return rms_norm_case(4, 256, Values::kWithNan, s); });
+  set.add("rms_norm", "T=4 N=256 with NaN",
+          [](uint64_t s) { return rms_norm_case(4, 256, Values::kWithNan, s); });
 
   const auto linear = [&](const LinearShape& l, Values values = Values::kFinite) {
     set.add("linear",
-            cat(format_info(l.format).name, " T=", l.T, " N=", l.N, " K=", l.K, " ", dtype_name(l.y_dtype),
-                values == Values::kWithNan ? " with NaN" : ""),
+            cat(format_info(l.format).name, " T=", l.T, " N=", l.N, " K=", l.K, " ",
+                dtype_name(l.y_dtype), values == Values::kWithNan ? " with NaN" : ""),
             [=](uint64_t s) { return linear_case(l, values, s); });
   };
   for (const WeightFormat format : kLinearFormats) {
@@ -77,18 +80,25 @@ void add_linear(Set& set) {
     };
     const WeightFormat fp8 = WeightFormat::kFp8Tile128, bf = WeightFormat::kBf16;
     const std::vector<LinearShape> swa = {part(128, fp8), part(192, fp8)};
-    const std::vector<LinearShape> csa = {part(256, fp8), part(192, fp8), part(384, bf, DType::kF32),
-                                          part(384, bf, DType::kF32), part(128, bf, DType::kF32),
-                                          part(128, bf, DType::kF32), part(8, bf)};
-    set.add("linear_stack", cat("2 parts T=", T), [=](uint64_t s) { return linear_stack_case(swa, s); });
-    set.add("linear_stack", cat("7 parts T=", T), [=](uint64_t s) { return linear_stack_case(csa, s); });
+    const std::vector<LinearShape> csa = {part(256, fp8),
+                                          part(192, fp8),
+                                          part(384, bf, DType::kF32),
+                                          part(384, bf, DType::kF32),
+                                          part(128, bf, DType::kF32),
+                                          part(128, bf, DType::kF32),
+                                          part(8, bf)};
+    set.add("linear_stack", cat("2 parts T=", T),
+            [=](uint64_t s) { return linear_stack_case(swa, s); });
+    set.add("linear_stack", cat("7 parts T=", T),
+            [=](uint64_t s) { return linear_stack_case(csa, s); });
   }
 
   for (const int64_t T : {1, 3, 9, 33}) {
     // Rows of a group end inside a scale tile; K of 4.5 tiles.
-    for (const GroupedShape& g : {GroupedShape{.T = T, .G = 2, .R = 64, .H = 4, .d = 128},
-                                  GroupedShape{.T = T, .G = 2, .R = 128, .H = 6, .d = 192},
-                                  GroupedShape{.T = T, .G = 3, .R = 96, .H = 3, .d = 64, .r = 32}}) {
+    for (const GroupedShape& g :
+         {GroupedShape{.T = T, .G = 2, .R = 64, .H = 4, .d = 128},
+          GroupedShape{.T = T, .G = 2, .R = 128, .H = 6, .d = 192},
+          GroupedShape{.T = T, .G = 3, .R = 96, .H = 3, .d = 64, .r = 32}}) {
       const std::string name = cat("T=", T, " G=", g.G, " R=", g.R, " K=", g.H * g.d / g.G);
       set.add("grouped_linear", name, [=](uint64_t s) { return grouped_linear_case(g, s); });
       set.add("out_project", name, [=](uint64_t s) { return out_project_case(g, s); });
@@ -97,9 +107,10 @@ void add_linear(Set& set) {
 }
 
 void add_attention(Set& set) {
-  for (const HeadShape& h : {HeadShape{.T = 1, .H = 1, .d = 64, .r = 64}, HeadShape{.T = 3, .H = 4, .d = 128},
-                             HeadShape{.T = 9, .H = 6, .d = 192}, HeadShape{.T = 8, .H = 2, .d = 512},
-                             HeadShape{.T = 33, .H = 3, .d = 96, .r = 32}}) {
+  for (const HeadShape& h :
+       {HeadShape{.T = 1, .H = 1, .d = 64, .r = 64}, HeadShape{.T = 3, .H = 4, .d = 128},
+        HeadShape{.T = 9, .H = 6, .d = 192}, HeadShape{.T = 8, .H = 2, .d = 512},
+        HeadShape{.T = 33, .H = 3, .d = 96, .r = 32}}) {
     const std::string name = cat("T=", h.T, " H=", h.H, " d=", h.d, " r=", h.r);
     set.add("rope", name, [=](uint64_t s) { return rope_case(h, false, s); });
     set.add("rope", cat(name, " inverse"), [=](uint64_t s) { return rope_case(h, true, s); });
@@ -108,20 +119,34 @@ void add_attention(Set& set) {
 
   const Sequences first{{0, 1}}, start{{0, 33}}, decode{{511, 1}, {3, 1}, {129, 1}},
       ragged{{0, 17}, {130, 9}, {255, 1}, {62, 3}}, lengthy{{250, 150}, {1, 7}};
-  const std::pair<const char*, Sequences> batches[] = {
-      {"first token", first}, {"prompt", start}, {"decode", decode}, {"ragged", ragged}, {"long", lengthy}};
+  const std::pair<const char*, Sequences> batches[] = {{"first token", first},
+                                                       {"prompt", start},
+                                                       {"decode", decode},
+                                                       {"ragged", ragged},
+                                                       {"long", lengthy}};
   for (const auto& [what, seqs] : batches) {
     for (const CompressShape& c :
          {CompressShape{.sequences = seqs, .ratio = 4, .dim = 128, .overlap = true},
-          CompressShape{.sequences = seqs, .ratio = 4, .dim = 64, .r = 64, .overlap = true, .index_key = true},
-          CompressShape{.sequences = seqs, .ratio = 4, .dim = 128, .r = 64, .overlap = true, .index_key = true},
+          CompressShape{.sequences = seqs,
+          .ratio = 4,
+          .dim = 64,
+          .r = 64,
+          .overlap = true,
+          .index_key = true},
+          CompressShape{.sequences = seqs,
+          .ratio = 4,
+          .dim = 128,
+          .r = 64,
+          .overlap = true,
+          .index_key = true},
           CompressShape{.sequences = seqs, .ratio = 128, .dim = 192, .overlap = false},
           CompressShape{.sequences = seqs, .ratio = 4, .dim = 512, .overlap = true}}) {
       set.add("compress", cat(what, " m=", c.ratio, " dim=", c.dim, c.index_key ? " keys" : ""),
               [=](uint64_t s) { return compress_case(c, s); });
     }
-    for (const IndexShape& i : {IndexShape{.sequences = seqs, .topk = 16}, IndexShape{.sequences = seqs, .topk = 200},
-                                IndexShape{.sequences = seqs, .heads = 9, .e = 128, .topk = 24}}) {
+    for (const IndexShape& i :
+         {IndexShape{.sequences = seqs, .topk = 16}, IndexShape{.sequences = seqs, .topk = 200},
+          IndexShape{.sequences = seqs, .heads = 9, .e = 128, .topk = 24}}) {
       set.add("index_select", cat(what, " heads=", i.heads, " e=", i.e, " topk=", i.topk),
               [=](uint64_t s) { return index_select_case(i, s); });
     }
@@ -129,42 +154,59 @@ void add_attention(Set& set) {
          {AttentionShape{.sequences = seqs, .window = 32},
           AttentionShape{.sequences = seqs, .H = 6, .d = 192, .window = 32, .ratio = 128},
           AttentionShape{.sequences = seqs, .window = 128, .ratio = 4, .topk = 16},
-          AttentionShape{.sequences = seqs, .H = 3, .d = 64, .window = 128, .ratio = 4, .topk = 130, .sharpness = 4.0f},
-          AttentionShape{.sequences = seqs, .H = 2, .d = 512, .window = 32, .ratio = 4, .topk = 24}}) {
-      set.add("attention", cat(what, " H=", a.H, " d=", a.d, " W=", a.window, " m=", a.ratio, " topk=", a.topk),
+          AttentionShape{.sequences = seqs,
+          .H = 3,
+          .d = 64,
+          .window = 128,
+          .ratio = 4,
+          .topk = 130,
+          .sharpness = 4.0f},
+          AttentionShape{
+              .sequences = seqs, .H = 2, .d = 512, .window = 32, .ratio = 4, .topk = 24}}) {
+      set.add("attention",
+              cat(what, " H=", a.H, " d=", a.d, " W=", a.window, " m=", a.ratio, " topk=", a.topk),
               [=](uint64_t s) { return attention_case(a, s); });
     }
     for (const int64_t window : {32, 128}) {
       const AttentionShape a{.sequences = seqs, .d = 192, .window = window};
-      set.add("ring_insert", cat(what, " d=192 W=", window), [=](uint64_t s) { return ring_insert_case(a, s); });
+      set.add("ring_insert", cat(what, " d=192 W=", window),
+              [=](uint64_t s) { return ring_insert_case(a, s); });
     }
   }
 }
 
 void add_moe(Set& set) {
   for (const int64_t T : kRows) {
-    for (const RouterShape& r : {RouterShape{.T = T, .E = 6, .D = 256, .k = 2}, RouterShape{.T = T, .E = 37, .D = 384, .k = 6}}) {
-      set.add("router", cat("T=", T, " E=", r.E, " k=", r.k), [=](uint64_t s) { return router_case(r, s); });
+    for (const RouterShape& r : {RouterShape{.T = T, .E = 6, .D = 256, .k = 2},
+                                 RouterShape{.T = T, .E = 37, .D = 384, .k = 6}}) {
+      set.add("router", cat("T=", T, " E=", r.E, " k=", r.k),
+              [=](uint64_t s) { return router_case(r, s); });
     }
     const RouterShape hash{.T = T, .E = 7, .k = 3, .hash = true};
-    set.add("router", cat("T=", T, " E=7 k=3 hash"), [=](uint64_t s) { return router_case(hash, s); });
+    set.add("router", cat("T=", T, " E=7 k=3 hash"),
+            [=](uint64_t s) { return router_case(hash, s); });
   }
   set.add("router", "T=2 E=256 k=6 D=4096",
           [](uint64_t s) { return router_case({.T = 2, .E = 256, .D = 4096, .k = 6}, s); });
 
-  for (const WeightFormat format : {WeightFormat::kMxfp4, WeightFormat::kNvfp4, WeightFormat::kFp8Tile128}) {
+  for (const WeightFormat format :
+       {WeightFormat::kMxfp4, WeightFormat::kNvfp4, WeightFormat::kFp8Tile128}) {
     const std::string name(format_info(format).name);
     for (const int64_t T : kRows) {
       const MoeShape m{.T = T, .D = 256, .I = 128, .E = 7, .k = 2, .format = format};
-      set.add("moe", cat(name, " T=", T, " E=7 k=2"), [=](uint64_t s) { return moe_case(m, Values::kFinite, s); });
+      set.add("moe", cat(name, " T=", T, " E=7 k=2"),
+              [=](uint64_t s) { return moe_case(m, Values::kFinite, s); });
     }
-    const MoeShape wide{.T = 5, .D = 384, .I = 256, .E = 9, .k = 6, .format = format, .limit = 0.8f};
+    const MoeShape wide{
+        .T = 5, .D = 384, .I = 256, .E = 9, .k = 6, .format = format, .limit = 0.8f};
     set.add("moe", cat(name, " T=5 D=384 I=256 E=9 k=6 limit=0.8"),
             [=](uint64_t s) { return moe_case(wide, Values::kFinite, s); });
     const MoeShape one{.T = 17, .E = 5, .k = 1, .format = format, .routing = Routing::kOneExpert};
-    set.add("moe", cat(name, " T=17 all to one expert"), [=](uint64_t s) { return moe_case(one, Values::kFinite, s); });
-    set.add("moe", cat(name, " T=4 with NaN"),
-            [=](uint64_t s) { return moe_case({.T = 4, .E = 6, .k = 2, .format = format}, Values::kWithNan, s); });
+    set.add("moe", cat(name, " T=17 all to one expert"),
+            [=](uint64_t s) { return moe_case(one, Values::kFinite, s); });
+    set.add("moe", cat(name, " T=4 with NaN"), [=](uint64_t s) {
+      return moe_case({.T = 4, .E = 6, .k = 2, .format = format}, Values::kWithNan, s);
+    });
   }
 }
 

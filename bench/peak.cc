@@ -57,7 +57,9 @@ double multiply_add(int64_t rounds, float* sink) {
   return 24.0 * static_cast<double>(rounds) * static_cast<double>(hn::Lanes(d));
 }
 
-const char* target() { return hwy::TargetName(HWY_TARGET); }
+const char* target() {
+  return hwy::TargetName(HWY_TARGET);
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace dsv4::bench
@@ -92,24 +94,27 @@ int64_t last_level_cache() {
 
 Result<Peaks> measure_peaks(ThreadPool& pool) {
   constexpr int kPasses = 7;
-  constexpr int64_t kBytes = int64_t{512} << 20, kFloats = kBytes / 4, kBlock = 1024, kRounds = 20'000'000;
+  constexpr int64_t kBytes = int64_t{512} << 20, kFloats = kBytes / 4, kBlock = 1024,
+                    kRounds = 20'000'000;
   Peaks peaks{.isa = HWY_DYNAMIC_DISPATCH(target)(), .threads = pool.threads()};
   std::vector<Slot> slots(static_cast<size_t>(pool.threads()));
   std::vector<float> data;
   try {
     data.resize(static_cast<size_t>(kFloats));
   } catch (const std::bad_alloc&) {
-    return Status(Code::kResourceExhausted, "bench: no 512 MiB of memory to measure the read bandwidth with");
+    return Status(Code::kResourceExhausted,
+                  "bench: no 512 MiB of memory to measure the read bandwidth with");
   }
   // The best pass: others on the machine can only slow one down.
   for (int pass = 0; pass < kPasses; ++pass) {
     const auto begin = std::chrono::steady_clock::now();
     pool.run([&](int worker) {
       const IndexRange r = split_range(kFloats / kBlock, pool.threads(), worker);
-      slots[static_cast<size_t>(worker)].sum =
-          HWY_DYNAMIC_DISPATCH(sum_floats)(data.data() + r.begin * kBlock, (r.end - r.begin) * kBlock);
+      slots[static_cast<size_t>(worker)].sum = HWY_DYNAMIC_DISPATCH(sum_floats)(
+          data.data() + r.begin * kBlock, (r.end - r.begin) * kBlock);
     });
-    peaks.read_bytes_per_s = std::max(peaks.read_bytes_per_s, static_cast<double>(kBytes) / seconds_since(begin));
+    peaks.read_bytes_per_s =
+        std::max(peaks.read_bytes_per_s, static_cast<double>(kBytes) / seconds_since(begin));
   }
   for (int pass = 0; pass < 3; ++pass) {
     const auto begin = std::chrono::steady_clock::now();

@@ -1,4 +1,5 @@
-// What this machine can do at most, measured in the same run as everything that is compared with it.
+// What this machine can do at most, measured in the same run as everything that is compared with
+// it.
 #pragma once
 
 #include <cstdint>

@@ -22,7 +22,8 @@ class Maker {
     const auto total = static_cast<int64_t>(plan.layers.size() + plan.mtp.size());
     int64_t done = 0;
     const auto report = [&] {
-      if (progress) progress({.stage = "making weights", .done = done, .total = total, .unit = "layers"});
+      if (progress)
+        progress({.stage = "making weights", .done = done, .total = total, .unit = "layers"});
     };
     report();
     DSV4_TRY(matrix(WeightRole::kEmbed, WeightFormat::kBf16, V, D, w.embed));
@@ -59,7 +60,8 @@ class Maker {
 
   Status site(HcSiteWeights& w) {
     const int64_t n = c_.hc_mult * c_.hidden_size;
-    DSV4_TRY(vector(WeightFormat::kF32, c_.hc_rows(), n, 1.0f / std::sqrt(static_cast<float>(n)), 0.0f, w.fn));
+    DSV4_TRY(vector(WeightFormat::kF32, c_.hc_rows(), n, 1.0f / std::sqrt(static_cast<float>(n)),
+                    0.0f, w.fn));
     DSV4_TRY(vector(WeightFormat::kF32, 1, c_.hc_rows(), 0.5f, 0.0f, w.base));
     DSV4_TRY(vector(WeightFormat::kF32, 1, 3, 0.1f, 1.0f, w.scale));
     return vector(WeightFormat::kBf16, 1, c_.hidden_size, 0.1f, 1.0f, w.norm);
@@ -67,7 +69,8 @@ class Maker {
 
   Status head(HeadWeights& w) {
     const int64_t n = c_.hc_mult * c_.hidden_size;
-    DSV4_TRY(vector(WeightFormat::kF32, c_.hc_mult, n, 1.0f / std::sqrt(static_cast<float>(n)), 0.0f, w.fn));
+    DSV4_TRY(vector(WeightFormat::kF32, c_.hc_mult, n, 1.0f / std::sqrt(static_cast<float>(n)),
+                    0.0f, w.fn));
     DSV4_TRY(vector(WeightFormat::kF32, 1, c_.hc_mult, 0.5f, 0.0f, w.base));
     DSV4_TRY(vector(WeightFormat::kF32, 1, 1, 0.1f, 1.0f, w.scale));
     return vector(WeightFormat::kBf16, 1, c_.hidden_size, 0.1f, 1.0f, w.norm);
@@ -82,14 +85,16 @@ class Maker {
     DSV4_TRY(fp8(d, D, w.wkv));
     DSV4_TRY(vector(WeightFormat::kBf16, 1, d, 0.1f, 1.0f, w.kv_norm));
     DSV4_TRY(vector(WeightFormat::kF32, 1, H, 1.0f, 0.0f, w.sink));
-    HostWeight wo_a = random_weight(WeightRole::kGrouped, WeightFormat::kFp8Tile128, lora, H * d / c_.o_groups, rng_);
+    HostWeight wo_a = random_weight(WeightRole::kGrouped, WeightFormat::kFp8Tile128, lora,
+                                    H * d / c_.o_groups, rng_);
     wo_a.groups = c_.o_groups;
     DSV4_TRY(pack(std::move(wo_a), w.wo_a));
     DSV4_TRY(fp8(D, lora, w.wo_b));
     if (p.has_compressor()) DSV4_TRY(compressor(p, d, w.compressor));
     if (!p.has_indexer()) return {};
     DSV4_TRY(fp8(c_.index_n_heads * c_.index_head_dim, c_.q_lora_rank, w.index_wq_b));
-    DSV4_TRY(matrix(WeightRole::kLinear, WeightFormat::kBf16, c_.index_n_heads, D, w.index_weights_proj));
+    DSV4_TRY(matrix(WeightRole::kLinear, WeightFormat::kBf16, c_.index_n_heads, D,
+                    w.index_weights_proj));
     return compressor(p, c_.index_head_dim, w.index_compressor);
   }
 
@@ -110,8 +115,10 @@ class Maker {
       DSV4_TRY(vector(WeightFormat::kF32, 1, E, 0.1f, 0.0f, w.bias));
     }
     const auto experts = [&](int64_t rows, int64_t cols, PackedWeight& out) {
-      const WeightFormat format = c_.expert_dtype == ExpertDtype::kFp8 ? WeightFormat::kFp8Tile128 : WeightFormat::kMxfp4;
-      return pack(random_weight(WeightRole::kExperts, format, rows, cols, rng_, E, kDistinctExperts), out);
+      const WeightFormat format =
+          c_.expert_dtype == ExpertDtype::kFp8 ? WeightFormat::kFp8Tile128 : WeightFormat::kMxfp4;
+      return pack(
+          random_weight(WeightRole::kExperts, format, rows, cols, rng_, E, kDistinctExperts), out);
     };
     DSV4_TRY(experts(I, D, w.w1));
     DSV4_TRY(experts(D, I, w.w2));
@@ -139,7 +146,8 @@ class Maker {
     return pack(std::move(w), out);
   }
 
-  Status vector(WeightFormat format, int64_t rows, int64_t cols, float spread, float mean, PackedWeight& out) {
+  Status vector(WeightFormat format, int64_t rows, int64_t cols, float spread, float mean,
+                PackedWeight& out) {
     HostWeight w{.role = WeightRole::kVector, .format = format, .rows = rows, .cols = cols};
     w.matrices.push_back(std::make_shared<HostMatrix>());
     std::vector<uint8_t>& bytes = w.matrices[0]->elements;
@@ -156,7 +164,8 @@ class Maker {
     return pack(std::move(w), out);
   }
 
-  Status matrix(WeightRole role, WeightFormat format, int64_t rows, int64_t cols, PackedWeight& out) {
+  Status matrix(WeightRole role, WeightFormat format, int64_t rows, int64_t cols,
+                PackedWeight& out) {
     return pack(random_weight(role, format, rows, cols, rng_), out);
   }
   Status fp8(int64_t rows, int64_t cols, PackedWeight& out) {

@@ -18,7 +18,8 @@ double value(const HostArray& a, int64_t i) {
 
 bool same_bits(const HostArray& a, const HostArray& b, int64_t i) {
   const auto size = dtype_size(a.dtype);
-  return memcmp(a.bytes.data() + static_cast<size_t>(i) * size, b.bytes.data() + static_cast<size_t>(i) * size, size) == 0;
+  return memcmp(a.bytes.data() + static_cast<size_t>(i) * size,
+                b.bytes.data() + static_cast<size_t>(i) * size, size) == 0;
 }
 
 double ulp(DType dtype, double x) {
@@ -38,14 +39,17 @@ struct Places {
 };
 
 // One row under one rule.
-std::string compare_row(const Rule& rule, const OpCase& c, const HostArray& ref, const HostArray& found,
-                        const HostArray* magnitude, int64_t row, int64_t width, int64_t rope, Places& places) {
+std::string compare_row(const Rule& rule, const OpCase& c, const HostArray& ref,
+                        const HostArray& found, const HostArray* magnitude, int64_t row,
+                        int64_t width, int64_t rope, Places& places) {
   double row_max = 0.0, dot = 0.0, ref2 = 0.0, found2 = 0.0;
   bool finite = true;
   for (int64_t i = row * width; i < (row + 1) * width; ++i) {
     const double r = value(ref, i), f = value(found, i);
-    if (std::isfinite(r)) row_max = std::max(row_max, std::fabs(r));
-    else finite = false;
+    if (std::isfinite(r))
+      row_max = std::max(row_max, std::fabs(r));
+    else
+      finite = false;
     dot += r * f;
     ref2 += r * r;
     found2 += f * f;
@@ -55,12 +59,14 @@ std::string compare_row(const Rule& rule, const OpCase& c, const HostArray& ref,
     const int64_t i = row * width + column;
     const double r = value(ref, i), f = value(found, i);
     if (std::isnan(r) != std::isnan(f)) {
-      return cat(rule.op, ".", ref.name, " [row ", row, ", ", column, "]: reference ", r, ", found ", f, "; NaN positions must match");
+      return cat(rule.op, ".", ref.name, " [row ", row, ", ", column, "]: reference ", r,
+                 ", found ", f, "; NaN positions must match");
     }
     if (std::isnan(r)) continue;
     if (std::isinf(r) || std::isinf(f)) {
       if (r == f) continue;
-      return cat(rule.op, ".", ref.name, " [row ", row, ", ", column, "]: reference ", r, ", found ", f, "; Inf positions must match");
+      return cat(rule.op, ".", ref.name, " [row ", row, ", ", column, "]: reference ", r,
+                 ", found ", f, "; Inf positions must match");
     }
     ++places.elements;
     if (r == f) continue;
@@ -71,8 +77,11 @@ std::string compare_row(const Rule& rule, const OpCase& c, const HostArray& ref,
       const double other = value(ref, i ^ 1);
       scale = std::isfinite(other) ? std::max(std::fabs(r), std::fabs(other)) : 0.0;
     }
-    if (rule.scale == Scale::kMagnitude && magnitude) scale = value(*magnitude, i) * sum_error(c.sum_length);
-    const double bound = rule.ulps * (ref.dtype == DType::kBF16 ? ulp(ref.dtype, std::max(std::fabs(r), std::fabs(f))) : 0.0) +
+    if (rule.scale == Scale::kMagnitude && magnitude)
+      scale = value(*magnitude, i) * sum_error(c.sum_length);
+    const double bound = rule.ulps * (ref.dtype == DType::kBF16
+                                          ? ulp(ref.dtype, std::max(std::fabs(r), std::fabs(f)))
+                                          : 0.0) +
                          rule.relative * std::fabs(r) + rule.scaled * scale;
     const double ratio = bound > 0.0 ? std::fabs(r - f) / bound : INFINITY;
     if (ratio > places.worst) {
@@ -83,14 +92,15 @@ std::string compare_row(const Rule& rule, const OpCase& c, const HostArray& ref,
   if (rule.cosine > 0.0 && finite && ref2 > 0.0) {
     const double cosine = dot / std::sqrt(ref2 * found2);
     if (!(cosine >= rule.cosine)) {
-      return cat(rule.op, ".", ref.name, " row ", row, ": cosine ", cosine, ", expected at least ", rule.cosine, " (", rule.reason, ")");
+      return cat(rule.op, ".", ref.name, " row ", row, ": cosine ", cosine, ", expected at least ",
+                 rule.cosine, " (", rule.reason, ")");
     }
   }
   return "";
 }
 
-std::string compare_array(const Rule& rule, const OpCase& c, const HostArray& ref, const HostArray& found,
-                          const HostArray* magnitude) {
+std::string compare_array(const Rule& rule, const OpCase& c, const HostArray& ref,
+                          const HostArray& found, const HostArray* magnitude) {
   const int64_t width = ref.shape[ref.shape.rank - 1];
   const int64_t rows = width ? ref.shape.elements() / width : 0;
   const HostArray& before = array(c.arrays, ref.name);
@@ -99,17 +109,20 @@ std::string compare_array(const Rule& rule, const OpCase& c, const HostArray& re
   for (int64_t row = 0; row < rows; ++row) {
     // What the reference left alone has to be untouched.
     const size_t at = static_cast<size_t>(row) * row_bytes;
-    if (ref.use == bench::Use::kInOut && memcmp(before.bytes.data() + at, ref.bytes.data() + at, row_bytes) == 0) {
+    if (ref.use == bench::Use::kInOut &&
+        memcmp(before.bytes.data() + at, ref.bytes.data() + at, row_bytes) == 0) {
       if (memcmp(found.bytes.data() + at, ref.bytes.data() + at, row_bytes) == 0) continue;
-      return cat(rule.op, ".", ref.name, " row ", row, ": changed, but the op has nothing to write there");
+      return cat(rule.op, ".", ref.name, " row ", row,
+                 ": changed, but the op has nothing to write there");
     }
-    const std::string message = compare_row(rule, c, ref, found, magnitude, row, width, ref.rope_dims, places);
+    const std::string message =
+        compare_row(rule, c, ref, found, magnitude, row, width, ref.rope_dims, places);
     if (!message.empty()) return message;
   }
   if (places.worst > 1.0) {
-    return cat(rule.op, ".", ref.name, " [row ", places.at / width, ", ", places.at % width, "]: reference ",
-               value(ref, places.at), ", found ", value(found, places.at), ": ", places.worst, " times the tolerance (",
-               rule.reason, ")");
+    return cat(rule.op, ".", ref.name, " [row ", places.at / width, ", ", places.at % width,
+               "]: reference ", value(ref, places.at), ", found ", value(found, places.at), ": ",
+               places.worst, " times the tolerance (", rule.reason, ")");
   }
   if (ref.dtype != DType::kBF16) return "";  // FP32 results differ in their last bits as a rule
   const double allowed = std::max(3.0, rule.flips * static_cast<double>(places.elements));
@@ -136,9 +149,11 @@ std::string compare(const OpCase& c, const std::vector<HostArray>& reference,
     const HostArray& ref = reference[i];
     if (ref.dtype == DType::kI32 || (c.op == "router" && ref.name == "weights")) continue;
     const std::vector<Rule> rules = rules_for(c.op, ref.name);
-    if (rules.empty()) return cat(c.op, ".", ref.name, ": no tolerance rule; add one with its reason to rules.cc");
+    if (rules.empty())
+      return cat(c.op, ".", ref.name, ": no tolerance rule; add one with its reason to rules.cc");
     for (const Rule& rule : rules) {
-      const std::string message = compare_array(rule, c, ref, found[i], magnitude ? &(*magnitude)[i] : nullptr);
+      const std::string message =
+          compare_array(rule, c, ref, found[i], magnitude ? &(*magnitude)[i] : nullptr);
       if (!message.empty()) return message;
     }
   }
@@ -149,9 +164,12 @@ std::string check_written(const std::vector<HostArray>& outputs) {
   for (const HostArray& a : outputs) {
     if (a.use != bench::Use::kOut) continue;
     HostArray poison = a;
-    memset(poison.bytes.data(), a.dtype == DType::kI32 ? bench::kPoisonIndex & 0xff : bench::kPoison, poison.bytes.size());
+    memset(poison.bytes.data(),
+           a.dtype == DType::kI32 ? bench::kPoisonIndex & 0xff : bench::kPoison,
+           poison.bytes.size());
     for (int64_t i = 0; i < a.shape.elements(); ++i) {
-      if (same_bits(a, poison, i)) return cat(a.name, " [", i, "] of ", to_string(a.shape), ": never written");
+      if (same_bits(a, poison, i))
+        return cat(a.name, " [", i, "] of ", to_string(a.shape), ": never written");
     }
   }
   return "";

@@ -30,25 +30,25 @@ enum class Scale : uint8_t {
 struct Rule {
   std::string_view op, output;  // output: a prefix, so that "y" covers y0, y1, ...
   Columns columns = Columns::kAll;
-  double ulps = 0.0;      // BF16 or FP32 steps at the larger of both values
+  double ulps = 0.0;  // BF16 or FP32 steps at the larger of both values
   double relative = 0.0;
   Scale scale = Scale::kNone;
-  double scaled = 0.0;    // for kMagnitude: per term of the sum, see sum_error()
+  double scaled = 0.0;  // for kMagnitude: per term of the sum, see sum_error()
   double flips = 1.0;
-  double cosine = 0.0;    // of each row, where > 0
+  double cosine = 0.0;  // of each row, where > 0
   std::string_view reason;
 };
 
 std::vector<Rule> rules_for(std::string_view op, std::string_view output);
 
 // "" if the outputs agree under the rules; else the worst place. `magnitude`: outputs of the case's
-// absolute() on reference, or nullptr. NaN and Inf positions must match. Elements of an in-out array
-// that reference left alone must be untouched.
+// absolute() on reference, or nullptr. NaN and Inf positions must match. Elements of an in-out
+// array that reference left alone must be untouched.
 std::string compare(const OpCase& c, const std::vector<HostArray>& reference,
                     const std::vector<HostArray>& found, const std::vector<HostArray>* magnitude);
 
-// What the rules cannot say: routing and selection are judged by scores computed here in FP64, so that
-// a difference is accepted only between candidates whose scores are as good as equal.
+// What the rules cannot say: routing and selection are judged by scores computed here in FP64, so
+// that a difference is accepted only between candidates whose scores are as good as equal.
 std::string check_router(const OpCase& c, const std::vector<HostArray>& found);
 std::string check_selection(const OpCase& c, const std::vector<HostArray>& found);
 

@@ -30,15 +30,23 @@ struct Machine {
   // What the case leaves when it runs in these steps through this table.
   Result<std::vector<bench::HostArray>> run(const bench::OpCase& c, const OpTable& table,
                                             const std::vector<bench::Step>& steps) const {
-    DSV4_ASSIGN(auto bound, bench::Bound::make(c, *backend, *stream));
+    DSV4_ASSIGN(const auto bound, bench::Bound::make(c, *backend, *stream));
+    return run(*bound, table, steps);
+  }
+  Result<std::vector<bench::HostArray>> run(const bench::OpCase& c) const {
+    return run(c, backend->ops(), {c.whole});
+  }
+  // The same on a case that is already in the backend's memory, once more.
+  Result<std::vector<bench::HostArray>> run(bench::Bound& bound, const OpTable& table,
+                                            const std::vector<bench::Step>& steps) const {
+    DSV4_TRY(bound.reset());
     OpContext ctx{*backend, table, *stream, *workspace};
     for (const bench::Step& step : steps) {
-      if (step.rows > 0) DSV4_TRY(c.call(ctx, *bound, step));
+      if (step.rows > 0) DSV4_TRY(bound.op_case().call(ctx, bound, step));
     }
     DSV4_TRY(backend->synchronize(*stream));
-    return bound->download();
+    return bound.download();
   }
-  Result<std::vector<bench::HostArray>> run(const bench::OpCase& c) const { return run(c, backend->ops(), {c.whole}); }
 };
 
 // Backends under test: all, or the one in DSV4_TEST_BACKEND.

@@ -9,7 +9,9 @@
 namespace dsv4::parity {
 namespace {
 
-double softplus(double x) { return x > 20.0 ? x : std::log1p(std::exp(x)); }
+double softplus(double x) {
+  return x > 20.0 ? x : std::log1p(std::exp(x));
+}
 
 // Score and its uncertainty under FP32 sums.
 struct Score {
@@ -17,7 +19,8 @@ struct Score {
 };
 
 // Chosen ids against all candidates: nobody left out may be better than somebody chosen.
-std::string check_best(const std::vector<Score>& score, const std::vector<int32_t>& chosen, int64_t row) {
+std::string check_best(const std::vector<Score>& score, const std::vector<int32_t>& chosen,
+                       int64_t row) {
   const std::set<int32_t> set(chosen.begin(), chosen.end());
   if (set.size() != chosen.size()) return cat("row ", row, ": an id was chosen twice");
   if (!set.empty() && (*set.begin() < 0 || *set.rbegin() >= static_cast<int32_t>(score.size()))) {
@@ -29,8 +32,8 @@ std::string check_best(const std::vector<Score>& score, const std::vector<int32_
     for (const int32_t in : chosen) {
       const Score& i = score[static_cast<size_t>(in)];
       if (o.value > i.value + i.error + o.error) {
-        return cat("row ", row, ": ", in, " with score ", i.value, " was chosen before ", out, " with ", o.value,
-                   ", and that is no near-tie");
+        return cat("row ", row, ": ", in, " with score ", i.value, " was chosen before ", out,
+                   " with ", o.value, ", and that is no near-tie");
       }
     }
   }
@@ -40,7 +43,8 @@ std::string check_best(const std::vector<Score>& score, const std::vector<int32_
 }  // namespace
 
 std::string check_router(const OpCase& c, const std::vector<HostArray>& found) {
-  const HostArray &x = array(c.arrays, "x"), &ids = array(found, "ids"), &weights = array(found, "weights");
+  const HostArray &x = array(c.arrays, "x"), &ids = array(found, "ids"),
+                  &weights = array(found, "weights");
   const bench::HostWeight& gate = c.weights.front();
   const bool hash = c.name.find("hash") != std::string::npos;
   const int64_t T = x.shape[0], D = x.shape[1], E = gate.rows, k = ids.shape[1];
@@ -48,10 +52,12 @@ std::string check_router(const OpCase& c, const std::vector<HostArray>& found) {
   std::vector<Score> raw(static_cast<size_t>(E)), biased(static_cast<size_t>(E));
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t e = 0; e < E; ++e) {
-      dequantise_row(gate.format, gate.matrices[0]->elements.data(), nullptr, 1.0f, E, D, e, row.data());
+      dequantise_row(gate.format, gate.matrices[0]->elements.data(), nullptr, 1.0f, E, D, e,
+                     row.data());
       double sum = 0.0, magnitude = 0.0;
       for (int64_t i = 0; i < D; ++i) {
-        const double p = static_cast<double>(to_float(x.as<bf16>()[t * D + i])) * static_cast<double>(row[static_cast<size_t>(i)]);
+        const double p = static_cast<double>(to_float(x.as<bf16>()[t * D + i])) *
+                         static_cast<double>(row[static_cast<size_t>(i)]);
         sum += p;
         magnitude += std::fabs(p);
       }
@@ -72,8 +78,10 @@ std::string check_router(const OpCase& c, const std::vector<HostArray>& found) {
       const std::string message = check_best(biased, chosen, t);
       if (!message.empty()) return cat("router.ids ", message);
       for (int64_t i = 1; i < k; ++i) {
-        const Score &p = biased[static_cast<size_t>(begin[i - 1])], &q = biased[static_cast<size_t>(begin[i])];
-        if (q.value > p.value + p.error + q.error) return cat("router.ids row ", t, ": not in order of score");
+        const Score &p = biased[static_cast<size_t>(begin[i - 1])],
+                    &q = biased[static_cast<size_t>(begin[i])];
+        if (q.value > p.value + p.error + q.error)
+          return cat("router.ids row ", t, ": not in order of score");
       }
     }
     double sum = 0.0, error = 0.0;
@@ -84,7 +92,8 @@ std::string check_router(const OpCase& c, const std::vector<HostArray>& found) {
     for (int64_t i = 0; i < k; ++i) {
       const double expected = raw[static_cast<size_t>(begin[i])].value / sum * 1.5;
       const double w = static_cast<double>(weights.as<float>()[t * k + i]);
-      if (!(std::fabs(w - expected) <= 1e-5 * expected + 1.5 * static_cast<double>(k) * error / sum)) {
+      if (!(std::fabs(w - expected) <=
+            1e-5 * expected + 1.5 * static_cast<double>(k) * error / sum)) {
         return cat("router.weights [", t, ", ", i, "]: expected ", expected, ", found ", w);
       }
     }
@@ -93,38 +102,47 @@ std::string check_router(const OpCase& c, const std::vector<HostArray>& found) {
 }
 
 std::string check_selection(const OpCase& c, const std::vector<HostArray>& found) {
-  const HostArray &q = array(found, "q"), &selected = array(found, "selected"), &count = array(found, "selected_count");
+  const HostArray &q = array(found, "q"), &selected = array(found, "selected"),
+                  &count = array(found, "selected_count");
   const HostArray &weights = array(c.arrays, "weights"), &keys = array(c.arrays, "keys");
   const bench::HostBatch& batch = c.batches.front();
-  const int64_t T = q.shape[0], heads = q.shape[1], e = q.shape[2], topk = selected.shape[1], per_page = keys.shape[1];
+  const int64_t T = q.shape[0], heads = q.shape[1], e = q.shape[2], topk = selected.shape[1],
+                per_page = keys.shape[1];
   const int64_t ratio = bench::kSpan / per_page;
-  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(e) * static_cast<double>(heads)));
+  const float scale =
+      static_cast<float>(1.0 / std::sqrt(static_cast<double>(e) * static_cast<double>(heads)));
   for (int64_t t = 0; t < T; ++t) {
-    const int64_t visible = (batch.positions[static_cast<size_t>(t)] + 1) / ratio, n = std::min(topk, visible);
+    const int64_t visible = (batch.positions[static_cast<size_t>(t)] + 1) / ratio,
+                  n = std::min(topk, visible);
     const int32_t* row = selected.as<int32_t>() + t * topk;
     if (count.as<int32_t>()[t] != n) {
-      return cat("index_select.selected_count [", t, "]: expected ", n, ", found ", count.as<int32_t>()[t]);
+      return cat("index_select.selected_count [", t, "]: expected ", n, ", found ",
+                 count.as<int32_t>()[t]);
     }
     for (int64_t i = 0; i < topk; ++i) {
       if (i < n ? row[i] < 0 || (i > 0 && row[i] <= row[i - 1]) : row[i] != -1) {
-        return cat("index_select.selected row ", t, ": expected ascending indices, then -1; found ", row[i], " at ", i);
+        return cat("index_select.selected row ", t, ": expected ascending indices, then -1; found ",
+                   row[i], " at ", i);
       }
     }
     if (n == visible) continue;  // everything: ascending and in number, hence right
     std::vector<Score> score;
     for (int64_t j = 0; j < visible; ++j) {
       const int64_t seq = batch.row_seq[static_cast<size_t>(t)];
-      const int64_t page = batch.seq_pages[static_cast<size_t>(seq * batch.max_pages + j / per_page)];
+      const int64_t page =
+          batch.seq_pages[static_cast<size_t>(seq * batch.max_pages + j / per_page)];
       const bf16* key = keys.as<bf16>() + (page * per_page + j % per_page) * e;
       Score s;
       for (int64_t h = 0; h < heads; ++h) {
         double dot = 0.0, magnitude = 0.0;
         for (int64_t i = 0; i < e; ++i) {
-          const double p = static_cast<double>(to_float(q.as<bf16>()[(t * heads + h) * e + i])) * static_cast<double>(to_float(key[i]));
+          const double p = static_cast<double>(to_float(q.as<bf16>()[(t * heads + h) * e + i])) *
+                           static_cast<double>(to_float(key[i]));
           dot += p;
           magnitude += std::fabs(p);
         }
-        const double w = static_cast<double>(round_bf16(to_float(weights.as<bf16>()[t * heads + h]) * scale));
+        const double w =
+            static_cast<double>(round_bf16(to_float(weights.as<bf16>()[t * heads + h]) * scale));
         s.value += std::max(0.0, dot) * w;
         s.error += magnitude * std::fabs(w);
       }

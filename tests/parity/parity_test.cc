@@ -33,7 +33,8 @@ class Parity : public testing::TestWithParam<std::string> {
       if (a[i].bytes == b[i].bytes) continue;
       size_t at = 0;
       while (a[i].bytes[at] == b[i].bytes[at]) ++at;
-      where = a[i].name + " element " + std::to_string(at / dtype_size(a[i].dtype)) + " of " + to_string(a[i].shape);
+      where = a[i].name + " element " + std::to_string(at / dtype_size(a[i].dtype)) + " of " +
+              to_string(a[i].shape);
       return false;
     }
     return true;
@@ -69,9 +70,12 @@ TEST_P(Parity, RowsAreIndependent) {
   for (const CaseSpec& spec : bench::parity_cases()) {
     SCOPED_TRACE(spec.name);
     const OpCase c = spec.make();
-    auto together = machine_.run(c);
-    auto apart = machine_.run(c, machine_.backend->ops(), c.split);
-    auto again = machine_.run(c);
+    auto bound = bench::Bound::make(c, *machine_.backend, *machine_.stream);
+    ASSERT_TRUE(bound.ok()) << bound.status().message();
+    const OpTable& ops = machine_.backend->ops();
+    auto together = machine_.run(**bound, ops, {c.whole});
+    auto apart = machine_.run(**bound, ops, c.split);
+    auto again = machine_.run(**bound, ops, {c.whole});
     ASSERT_TRUE(together.ok() && apart.ok() && again.ok());
     std::string where;
     EXPECT_TRUE(same(*together, *apart, where)) << "one by one differs from the batch: " << where;
@@ -105,15 +109,18 @@ TEST_P(Parity, UnpackGivesThePublishedBytes) {
     int64_t rows, cols, groups, count;
   };
   const std::pair<WeightRole, Shape2> roles[] = {
-      {WeightRole::kLinear, {192, 384, 1, 1}}, {WeightRole::kLinear, {67, 128, 1, 1}},
-      {WeightRole::kLinear, {1, 4096, 1, 1}},  {WeightRole::kGrouped, {192, 320, 3, 1}},
+      {WeightRole::kLinear, {192, 384, 1, 1}},  {WeightRole::kLinear, {67, 128, 1, 1}},
+      {WeightRole::kLinear, {1, 4096, 1, 1}},   {WeightRole::kGrouped, {192, 320, 3, 1}},
       {WeightRole::kExperts, {128, 256, 1, 5}}, {WeightRole::kExperts, {72, 128, 1, 3}}};
-  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kFp8Tile128, WeightFormat::kMxfp4, WeightFormat::kNvfp4}) {
+  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kFp8Tile128,
+                                    WeightFormat::kMxfp4, WeightFormat::kNvfp4}) {
     for (const auto& [role, s] : roles) {
       bench::Rng rng(7);
-      bench::HostWeight w = bench::random_weight(role, format, s.rows, s.cols, rng, s.count, s.count);
+      bench::HostWeight w =
+          bench::random_weight(role, format, s.rows, s.cols, rng, s.count, s.count);
       w.groups = s.groups;
-      SCOPED_TRACE(std::string(format_info(format).name) + " " + std::to_string(s.rows) + " x " + std::to_string(s.cols));
+      SCOPED_TRACE(std::string(format_info(format).name) + " " + std::to_string(s.rows) + " x " +
+                   std::to_string(s.cols));
       auto packed = machine_.backend->pack(w.request());
       ASSERT_TRUE(packed.ok()) << packed.status().message();
       EXPECT_EQ(packed->bytes(), machine_.backend->packed_bytes(w.request()));
@@ -140,9 +147,13 @@ TEST(Coverage, EveryOpHasCasesAndEveryOutputHasARule) {
   }
   for (const OpInfo& info : op_list()) {
     const auto found = first.find(std::string(info.name));
-    ASSERT_NE(found, first.end()) << info.name << " has no parity case; add a builder to bench/ and a line to parity_cases.cc";
+    ASSERT_NE(found, first.end())
+        << info.name
+        << " has no parity case; add a builder to bench/ and a line to parity_cases.cc";
     for (const HostArray& a : found->second.arrays) {
-      if (a.use == bench::Use::kIn || a.dtype == DType::kI32 || (info.name == "router" && a.name == "weights")) continue;
+      if (a.use == bench::Use::kIn || a.dtype == DType::kI32 ||
+          (info.name == "router" && a.name == "weights"))
+        continue;
       EXPECT_FALSE(rules_for(info.name, a.name).empty()) << info.name << "." << a.name;
     }
   }
