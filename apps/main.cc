@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   dsv4::apps::add_encode(app, exit_code);
   dsv4::apps::add_parse(app, exit_code);
   dsv4::apps::add_tokenize(app, exit_code);
+  dsv4::apps::add_inspect(app, exit_code);
   dsv4::apps::add_quantize(app, exit_code);
   dsv4::apps::add_synth(app, exit_code);
   dsv4::apps::add_version(app, exit_code);
