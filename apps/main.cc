@@ -27,12 +27,19 @@ int main(int argc, char** argv) {
   dsv4::apps::add_inspect(app, exit_code);
   dsv4::apps::add_quantize(app, exit_code);
   dsv4::apps::add_synth(app, exit_code);
+  dsv4::apps::add_bench(app, exit_code);
   dsv4::apps::add_version(app, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     const int code = app.exit(e);
     return code == 0 ? 0 : dsv4::apps::kExitUsage;
+  }
+  // A full disk or a closed pipe behind standard output: the answer is incomplete.
+  const bool written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  if (!written && exit_code == dsv4::apps::kExitOk) {
+    return dsv4::apps::fail(
+        {dsv4::Code::kIo, "standard output: cannot be written; is the disk full?"});
   }
   return exit_code;
 }

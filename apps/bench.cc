@@ -1,0 +1,363 @@
+// dsv4 bench: single ops, decode and prefill, each against what the machine can do.
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "api/backends.h"
+#include "api/loaded_model.h"
+#include "base/str.h"
+#include "base/thread_pool.h"
+#include "bench/model_bench.h"
+#include "bench/ops_bench.h"
+#include "bench/peak.h"
+#include "bench/synthetic.h"
+#include "command.h"
+#include "convert/synth.h"
+#include "progress.h"
+
+namespace dsv4::apps {
+namespace {
+
+using nlohmann::ordered_json;
+
+struct OpsFlags {
+  std::string device = "auto", config = "flash", filter;
+  std::vector<int64_t> rows = {1, 8, 64};
+  bench::TimingOptions timing;
+  bench::OpsOptions ops;
+  bool json = false, no_reference = false;
+};
+
+struct ModelFlags {
+  std::string model, synthetic, device = "auto";
+  ConfigCut cut;
+  bench::ModelBenchOptions bench;
+  bool json = false, no_fill = false;
+};
+
+// Ceilings of the processor say nothing about a backend with memory of its own.
+Result<std::optional<bench::Peaks>> host_peaks(Backend& backend) {
+  DSV4_ASSIGN(const Buffer probe, backend.allocate(256));
+  if (probe.memory() != MemoryKind::kHost) return std::optional<bench::Peaks>();
+  DSV4_ASSIGN(const int threads, threads_from_environment());
+  ThreadPool pool(threads);
+  DSV4_ASSIGN(const bench::Peaks peaks, bench::measure_peaks(pool));
+  return std::optional<bench::Peaks>(peaks);
+}
+
+ordered_json machine_json(const Backend& backend, const std::optional<bench::Peaks>& peaks) {
+  ordered_json j = {{"device", backend.name()}, {"describe", backend.describe()}};
+  if (peaks) {
+    j["read_gb_per_s"] = peaks->read_bytes_per_s * 1e-9;
+    j["fma_gflop_per_s"] = peaks->flops_per_s * 1e-9;
+    j["peak_isa"] = peaks->isa;
+    j["peak_threads"] = peaks->threads;
+    j["last_level_cache_bytes"] = bench::last_level_cache();
+  }
+  return j;
+}
+
+void print_machine(const Backend& backend, const std::optional<bench::Peaks>& peaks) {
+  std::printf("device  %s\n", backend.describe().c_str());
+  if (peaks) {
+    std::printf("peak    read %.2f GB/s, FP32 FMA %.1f GFLOP/s (%d threads, %s), measured now\n",
+                peaks->read_bytes_per_s * 1e-9, peaks->flops_per_s * 1e-9, peaks->threads,
+                peaks->isa.c_str());
+  }
+  std::printf("\n");
+}
+
+// "flash", "pro", or a folder with a config.json.
+Result<ModelConfig> any_config(const std::string& name) {
+  if (name == "flash" || name == "pro") return builtin_config(name);
+  return load_config(name);
+}
+
+ordered_json to_json(const bench::OpTiming& t) {
+  ordered_json j = {{"op", t.op},
+                    {"case", t.name},
+                    {"impl", t.impl},
+                    {"rows", t.rows},
+                    {"us", t.us},
+                    {"us_p90", t.us_p90},
+                    {"us_min", t.us_min},
+                    {"runs", t.runs},
+                    {"weight_copies", t.copies},
+                    {"weight_bytes", t.cost.weight_bytes},
+                    {"other_bytes", t.cost.other_bytes},
+                    {"flops", t.cost.flops},
+                    {"gb_per_s", t.bytes_per_s * 1e-9},
+                    {"gflop_per_s", t.flops_per_s * 1e-9}};
+  if (t.roofline > 0.0) {
+    j["roofline"] = t.roofline;
+    j["limit"] = t.memory_bound ? "memory" : "arithmetic";
+  }
+  if (t.reference_us > 0.0) j["reference_us"] = t.reference_us;
+  return j;
+}
+
+void print_op(const bench::OpTiming& t) {
+  std::printf("%-14s %-40s %5lld %11.1f %8.2f %8.1f ", t.op.c_str(), t.name.c_str(),
+              static_cast<long long>(t.rows), t.us, t.bytes_per_s * 1e-9, t.flops_per_s * 1e-9);
+  if (t.roofline > 0.0)
+    std::printf("%5.1f%% %-3s ", 100.0 * t.roofline, t.memory_bound ? "mem" : "fma");
+  else
+    std::printf("%6s %-3s ", "-", "");
+  if (t.reference_us > 0.0)
+    std::printf("%7.1fx ", t.reference_us / t.us);
+  else
+    std::printf("%8s ", "-");
+  std::printf(" %s\n", t.impl.c_str());
+  std::fflush(stdout);
+}
+
+Status run_ops(const OpsFlags& f) {
+  DSV4_ASSIGN(const ModelConfig config, any_config(f.config));
+  DSV4_ASSIGN(const auto backend, make_backend(f.device));
+  DSV4_ASSIGN(const auto reference, make_backend("reference"));
+  DSV4_ASSIGN(const auto peaks, host_peaks(*backend));
+  ordered_json json = {{"machine", machine_json(*backend, peaks)},
+                       {"config", f.config},
+                       {"ops", ordered_json::array()}};
+  if (!f.json) {
+    print_machine(*backend, peaks);
+    std::printf("%-14s %-40s %5s %11s %8s %8s %6s %-3s %8s  %s\n", "op", "case", "rows", "us",
+                "GB/s", "GFLOP/s", "peak", "", "vs ref", "impl");
+  }
+  const bool compare = !f.no_reference && backend->name() != "reference";
+  for (const int64_t rows : f.rows) {
+    for (const bench::CaseSpec& spec : bench::model_cases(config, rows, f.timing)) {
+      if (spec.op.find(f.filter) == std::string::npos &&
+          spec.name.find(f.filter) == std::string::npos)
+        continue;
+      const bench::OpCase c = spec.make();
+      auto timing = bench::time_op(c, *backend, peaks ? &*peaks : nullptr,
+                                   compare ? reference.get() : nullptr, f.ops);
+      if (!timing.ok()) return timing.status().with_context(cat(spec.op, " ", spec.name));
+      if (f.json)
+        json["ops"].push_back(to_json(*timing));
+      else
+        print_op(*timing);
+    }
+  }
+  if (f.json) std::printf("%s\n", json.dump(1).c_str());
+  return {};
+}
+
+void print_model(const bench::ModelBenchResult& r, const std::optional<bench::Peaks>& peaks,
+                 bool decode) {
+  const double seconds = r.ms_median * 1e-3;
+  std::printf("%.2f tokens/s   %.2f ms per %s (p90 %.2f)\n", r.tokens_per_s, r.ms_median,
+              decode ? "step" : "prompt", r.ms_p90);
+  if (r.fill_tokens_per_s > 0.0)
+    std::printf("context filled at %.1f tokens/s\n", r.fill_tokens_per_s);
+  std::printf("%.1f MB read per token: %.2f GB/s, %.1f GFLOP/s",
+              static_cast<double>(r.bytes) * 1e-6 / static_cast<double>(r.tokens_per_step),
+              static_cast<double>(r.bytes) * 1e-9 / seconds,
+              static_cast<double>(r.flops) * 1e-9 / seconds);
+  if (peaks) {
+    std::printf(" = %.1f%% of the read bandwidth, %.1f%% of the FMA rate",
+                100.0 * static_cast<double>(r.bytes) / seconds / peaks->read_bytes_per_s,
+                100.0 * static_cast<double>(r.flops) / seconds / peaks->flops_per_s);
+  }
+  std::printf("\n\n%-14s %7s %11s %6s %10s %8s %8s  %s\n", "op", "calls", "ms", "time", "MB",
+              "GB/s", "GFLOP/s", "impl");
+  int64_t total = 0;
+  for (const bench::OpShare& s : r.ops) total += s.record.ns;
+  for (const bench::OpShare& s : r.ops) {
+    const double ns = static_cast<double>(std::max<int64_t>(s.record.ns, 1));
+    std::printf("%-14s %7lld %11.3f %5.1f%% %10.2f %8.2f %8.1f  %s\n", s.op.c_str(),
+                static_cast<long long>(s.record.calls), ns * 1e-6,
+                100.0 * ns / static_cast<double>(std::max<int64_t>(total, 1)),
+                static_cast<double>(s.record.bytes) * 1e-6,
+                static_cast<double>(s.record.bytes) / ns, static_cast<double>(s.record.flops) / ns,
+                s.impl.c_str());
+  }
+}
+
+ordered_json model_json(const bench::ModelBenchResult& r,
+                        const std::optional<bench::Peaks>& peaks) {
+  const double seconds = r.ms_median * 1e-3;
+  ordered_json j = {
+      {"tokens_per_s", r.tokens_per_s},
+      {"ms_median", r.ms_median},
+      {"ms_p90", r.ms_p90},
+      {"tokens_per_step", r.tokens_per_step},
+      {"bytes_per_step", r.bytes},
+      {"flops_per_step", r.flops},
+      {"bytes_per_token", static_cast<double>(r.bytes) / static_cast<double>(r.tokens_per_step)},
+      {"gb_per_s", static_cast<double>(r.bytes) * 1e-9 / seconds},
+      {"gflop_per_s", static_cast<double>(r.flops) * 1e-9 / seconds}};
+  if (peaks) {
+    j["share_of_read_bandwidth"] = static_cast<double>(r.bytes) / seconds / peaks->read_bytes_per_s;
+    j["share_of_fma_rate"] = static_cast<double>(r.flops) / seconds / peaks->flops_per_s;
+  }
+  if (r.fill_tokens_per_s > 0.0) j["context_tokens_per_s"] = r.fill_tokens_per_s;
+  j["ops"] = ordered_json::array();
+  for (const bench::OpShare& s : r.ops) {
+    j["ops"].push_back({{"op", s.op},
+                        {"impl", s.impl},
+                        {"calls", s.record.calls},
+                        {"us", static_cast<double>(s.record.ns) * 1e-3},
+                        {"bytes", s.record.bytes},
+                        {"flops", s.record.flops}});
+  }
+  return j;
+}
+
+Status run_model(ModelFlags f, bool decode) {
+  f.bench.fill = !f.no_fill;
+  if (f.model.empty() == f.synthetic.empty()) {
+    return Status(Code::kInvalidArgument,
+                  "bench: expected either -m DIR or --synthetic flash|pro|DIR");
+  }
+  const ProgressSink progress = f.json ? ProgressSink() : terminal_progress();
+  std::unique_ptr<Backend> backend;  // outlives the weights in its memory
+  LoadedModel loaded;
+  bench::SyntheticModel synthetic;
+  const Model* model = nullptr;
+  if (f.synthetic.empty()) {
+    DSV4_ASSIGN(loaded, load_model(f.model, f.device, progress));
+    model = loaded.model.get();
+    backend = std::move(loaded.backend);
+  } else {
+    DSV4_ASSIGN(ModelConfig whole, any_config(f.synthetic));
+    DSV4_ASSIGN(const ModelConfig config, cut_config(whole, f.cut));
+    DSV4_ASSIGN(backend, make_backend(f.device));
+    DSV4_ASSIGN(synthetic, bench::make_synthetic(config, *backend, 1, progress));
+    model = &synthetic.model;
+  }
+  DSV4_ASSIGN(const auto peaks, host_peaks(*backend));
+  DSV4_ASSIGN(const bench::ModelBenchResult result,
+              decode ? bench::bench_decode(*model, *backend, f.bench, progress)
+                     : bench::bench_prefill(*model, *backend, f.bench, progress));
+  const std::string what = f.synthetic.empty() ? f.model : cat("synthetic ", f.synthetic);
+  const ModelConfig& c = model->config;
+  if (f.json) {
+    ordered_json j = {{"machine", machine_json(*backend, peaks)},
+                      {"mode", decode ? "decode" : "prefill"},
+                      {"model", what},
+                      {"layers", c.num_hidden_layers},
+                      {"experts", c.n_routed_experts},
+                      {"batch", f.bench.batch},
+                      {"context", f.bench.context},
+                      {"tokens", f.bench.tokens},
+                      {"chunk", f.bench.chunk},
+                      {"weight_bytes_owned", model->weights.bytes}};
+    j["result"] = model_json(result, peaks);
+    std::printf("%s\n", j.dump(1).c_str());
+    return {};
+  }
+  print_machine(*backend, peaks);
+  std::printf("model   %s: %lld layers, %lld experts, %.2f GB packed\n", what.c_str(),
+              static_cast<long long>(c.num_hidden_layers),
+              static_cast<long long>(c.n_routed_experts),
+              static_cast<double>(model->weights.bytes) * 1e-9);
+  if (decode) {
+    std::printf("decode  batch %lld, context %lld, %lld steps\n\n",
+                static_cast<long long>(f.bench.batch), static_cast<long long>(f.bench.context),
+                static_cast<long long>(f.bench.tokens));
+  } else {
+    std::printf("prefill %lld tokens in chunks of %lld\n\n", static_cast<long long>(f.bench.tokens),
+                static_cast<long long>(f.bench.chunk));
+  }
+  print_model(result, peaks, decode);
+  return {};
+}
+
+void add_ops(CLI::App& bench, int& exit_code) {
+  auto f = std::make_shared<OpsFlags>();
+  CLI::App* cmd = bench.add_subcommand("ops", "Every op at the shapes of a model");
+  cmd->add_option("--device", f->device, "Backend")->capture_default_str();
+  cmd->add_option("--config", f->config, "Shapes: flash, pro, or a folder with a config.json")
+      ->capture_default_str();
+  cmd->add_option("--rows", f->rows,
+                  "Rows at once; up to 8 are decoding sequences, more are a chunk of a prompt")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  cmd->add_option("--filter", f->filter, "Only ops or cases whose name has this in it");
+  cmd->add_option("--ctx", f->timing.context, "Tokens before the timed rows")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  cmd->add_option("--experts", f->timing.experts,
+                  "Experts of the MoE cases at most, 13 MB each for Flash")
+      ->check(CLI::Range(6, 1024))
+      ->capture_default_str();
+  cmd->add_option("--seconds", f->ops.seconds, "Time per case")
+      ->check(CLI::Range(0.01, 60.0))
+      ->capture_default_str();
+  cmd->add_flag("--no-reference", f->no_reference,
+                "Leave the comparison with the reference backend out");
+  cmd->add_flag("--json", f->json, "JSON on standard output");
+  cmd->footer("Example: dsv4 bench ops --config flash --rows 1,8 --filter linear");
+  cmd->callback([f, &exit_code] {
+    const Status status = run_ops(*f);
+    exit_code = status.ok() ? kExitOk : fail(status);
+  });
+}
+
+void add_model(CLI::App& bench, bool decode, int& exit_code) {
+  auto f = std::make_shared<ModelFlags>();
+  CLI::App* cmd =
+      decode ? bench.add_subcommand("decode", "One token per step for each sequence of a batch")
+             : bench.add_subcommand("prefill", "A prompt, in chunks");
+  cmd->add_option("-m,--model", f->model, "Folder of the checkpoint");
+  cmd->add_option("--synthetic", f->synthetic,
+                  "Random weights in memory: flash, pro, or a folder with a config.json");
+  cmd->add_option("--layers", f->cut.layers, "With --synthetic: the first layers only")
+      ->check(CLI::Range(1, 4096));
+  cmd->add_option("--experts", f->cut.experts, "With --synthetic: fewer routed experts")
+      ->check(CLI::Range(1, 16384));
+  cmd->add_option("--device", f->device, "Backend")->capture_default_str();
+  if (decode) {
+    cmd->add_option("--ctx", f->bench.context, "Tokens in the cache before the first step")
+        ->check(CLI::Range(0, 1 << 20))
+        ->capture_default_str();
+    cmd->add_option("--tokens", f->bench.tokens, "Timed steps")
+        ->check(CLI::Range(1, 1 << 16))
+        ->capture_default_str();
+    cmd->add_option("--batch", f->bench.batch, "Sequences")
+        ->check(CLI::Range(1, 4096))
+        ->capture_default_str();
+    cmd->add_flag("--no-fill", f->no_fill,
+                  "Leave the context zero instead of running it through the model");
+  } else {
+    f->bench.tokens = 512;
+    cmd->add_option("--tokens", f->bench.tokens, "Length of the prompt")
+        ->check(CLI::Range(1, 1 << 20))
+        ->capture_default_str();
+    cmd->add_option("--repeats", f->bench.repeats, "Timed runs; 0 times the first run")
+        ->check(CLI::Range(0, 1000))
+        ->capture_default_str();
+  }
+  cmd->add_option("--chunk", f->bench.chunk, "Rows of a prefill batch at most")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  cmd->add_flag("--json", f->json, "JSON on standard output");
+  cmd->footer(
+      decode
+          ? "Example: dsv4 bench decode --synthetic flash --layers 4 --ctx 512"
+          : "Example: dsv4 bench prefill --synthetic flash --layers 2 --experts 64 --tokens 512");
+  cmd->callback([f, decode, &exit_code] {
+    const Status status = run_model(*f, decode);
+    exit_code = status.ok() ? kExitOk : fail(status);
+  });
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, int& exit_code) {
+  CLI::App* bench =
+      app.add_subcommand("bench", "Time ops, decode or prefill against what the machine can do");
+  bench->require_subcommand(1);
+  add_ops(*bench, exit_code);
+  add_model(*bench, true, exit_code);
+  add_model(*bench, false, exit_code);
+}
+
+}  // namespace dsv4::apps
