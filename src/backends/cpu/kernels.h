@@ -38,10 +38,50 @@ struct LinearKernels {
   void (*add_rounded)(const float* x, int64_t n, float* sum);
 };
 
+inline constexpr int64_t kMaxStreams = 8;  // residual streams
+
+struct RowKernels {
+  double (*sum_squares)(const bf16* x, int64_t n);
+  void (*rms_norm)(const bf16* x, const bf16* w, int64_t n, float eps, bf16* y);  // y may be x
+  void (*head_norm)(bf16* q, int64_t d, float eps);                               // the BF16 chain
+  // out[c] = sum_i x[i] w[c * n + i], c < count <= 4
+  void (*dots)(const bf16* x, const float* w, int64_t n, int64_t count, float* out);
+  // Values [begin, end) of the streams [hc, D]; see HcPreArgs and HcPostArgs.
+  void (*mix)(const bf16* streams, const float* pre, int64_t hc, int64_t D, int64_t begin, int64_t end,
+              bf16* out);
+  void (*post)(bf16* streams, const bf16* out, const float* post, const float* comb, int64_t hc, int64_t D,
+               int64_t begin, int64_t end);
+};
+
+// A row that an entry pools: c and s of one token (s without ape where ape is set).
+struct PoolRow {
+  const float *c, *s, *ape;
+};
+
+// Widths called heads or columns are multiples of 16.
+struct AttentionKernels {
+  void (*widen)(const bf16* x, int64_t n, float* out);
+  // s[j][h] = sum_k keys[j][k] q[k][h]; q [d, heads], keys [n, key_stride]
+  void (*scores)(const float* q, int64_t heads, const float* keys, int64_t key_stride, int64_t n, int64_t d,
+                 float* s);
+  // 16 columns of s [n, stride]: s = BF16(e^(s*scale - M)); denominator[16] = sum of e^.. + e^(sink - M).
+  void (*softmax16)(float* s, int64_t stride, int64_t n, float scale, const float* sink, float* denominator);
+  // out[h][c] = sum_j p[j][h] keys[j][c]
+  void (*weighted_sum)(const float* p, int64_t p_stride, const float* keys, int64_t key_stride, int64_t n,
+                       int64_t heads, int64_t columns, float* out);
+  void (*divide_round)(const float* x, float denominator, int64_t n, bf16* out);
+  // out[j] = sum_h max(s[j][h], 0) weights[h]
+  void (*index_scores)(const float* s, int64_t heads, int64_t n, const float* weights, float* out);
+  // out[16] = per column, softmax over the rows of s, times c, summed.
+  void (*pool16)(const PoolRow* rows, int64_t n, int64_t column, float* out);
+};
+
 // Everything that one instruction set offers.
 struct Kernels {
   std::string_view isa;
   LinearKernels linear;
+  RowKernels rows;
+  AttentionKernels attention;
 };
 
 // `isa`: "" = the best of this machine, or a name that isa_names() lists.
@@ -51,5 +91,7 @@ std::string isa_names();
 
 // One per file of vector code; valid for the target that highway has chosen at the time.
 LinearKernels linear_kernels();
+RowKernels row_kernels();
+AttentionKernels attention_kernels();
 
 }  // namespace dsv4::cpu

@@ -51,7 +51,8 @@ Result<Kernels> select_kernels(std::string_view name) {
     if (!usable || (!name.empty() && name != isa.name)) continue;
     hwy::SetSupportedTargetsForTest(usable);
     hwy::GetChosenTarget().Update(usable);
-    Kernels kernels{.isa = isa.name, .linear = linear_kernels()};
+    Kernels kernels{.isa = isa.name, .linear = linear_kernels(), .rows = row_kernels(),
+                    .attention = attention_kernels()};
     hwy::SetSupportedTargetsForTest(0);
     hwy::GetChosenTarget().DeInit();
     return kernels;
