@@ -123,7 +123,9 @@ class Chunks : public testing::TestWithParam<std::tuple<std::string, size_t>> {
     bench::HostBatch b{.max_pages = 16};
     Inputs rows;
     b.seq_begin.push_back(0);
-    for (const auto& [seq, n] : batch) {
+    for (const auto& piece : batch) {
+      const size_t seq = piece.first;
+      const int64_t n = piece.second;  // a lambda may not capture a structured binding
       const int64_t past = open[seq].length();
       DSV4_TRY(open[seq].reserve(n));
       const Inputs& in = sequences[seq];
