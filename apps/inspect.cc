@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "api/backends.h"
 #include "checkpoint/checkpoint.h"
 #include "command.h"
 #include "convert/inventory.h"
@@ -13,6 +14,7 @@
 #include "formats/weight_format.h"
 #include "model/config.h"
 #include "model/layer_plan.h"
+#include "ops/op_table.h"
 
 namespace dsv4::apps {
 namespace {
@@ -21,7 +23,7 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   std::string model, device = "auto";
-  bool tensors = false, plan = false, json = false;
+  bool tensors = false, plan = false, ops = false, json = false;
   int64_t context = 0, sequences = 1;
 };
 
@@ -184,6 +186,26 @@ Json plan_json(const MemoryPlan& plan) {
           {"regions", std::move(regions)}};
 }
 
+// Per op: who runs it. "fallback" is a fused op made of the backend's own leaves.
+Json ops_json(const Backend& backend) {
+  Json ops = Json::array();
+  for (size_t i = 0; i < op_list().size(); ++i) {
+    ops.push_back({{"op", op_list()[i].name},
+                   {"kind", op_list()[i].fused ? "fused" : "leaf"},
+                   {"implementation", op_impl(backend.ops(), i)}});
+  }
+  return {{"device", backend.describe()}, {"ops", std::move(ops)}};
+}
+
+void print_ops(const Json& report) {
+  std::printf("\nops of %s\n", report["device"].get<std::string>().c_str());
+  for (const Json& op : report["ops"]) {
+    std::printf("  %-16s %-6s %s\n", op["op"].get<std::string>().c_str(),
+                op["kind"].get<std::string>().c_str(),
+                op["implementation"].get<std::string>().c_str());
+  }
+}
+
 Result<bool> inspect(const Options& o) {
   Inspected m;
   DSV4_ASSIGN(m.config, load_config(o.model));
@@ -202,15 +224,22 @@ Result<bool> inspect(const Options& o) {
     options.max_sequences = o.sequences;
     DSV4_ASSIGN(memory, Engine::plan(options));
   }
+  Json ops;
+  if (o.ops) {
+    DSV4_ASSIGN(const auto backend, make_backend(o.device));
+    ops = ops_json(*backend);
+  }
   if (o.json) {
     Json out = to_json_report(checkpoint, m);
     if (o.tensors) out["tensors"] = tensors_json(checkpoint);
     if (o.plan) out["plan"] = plan_json(memory);
+    if (o.ops) out["backend"] = std::move(ops);
     std::printf("%s\n", out.dump(1).c_str());
     return m.inventory.complete();
   }
   print_summary(checkpoint, m);
   if (o.plan) std::printf("\n%s", to_text(memory).c_str());
+  if (o.ops) print_ops(ops);
   if (o.tensors) {
     std::printf("\n");
     for (const TensorEntry& e : checkpoint.entries()) {
@@ -230,11 +259,12 @@ void add_inspect(CLI::App& app, int& exit_code) {
       ->required();
   cmd->add_flag("--tensors", o->tensors, "List every tensor");
   cmd->add_flag("--plan", o->plan, "The memory that running it takes");
+  cmd->add_flag("--ops", o->ops, "Which implementation runs each op");
   cmd->add_option("--ctx", o->context, "Longest sequence for --plan");
   cmd->add_option("--sequences", o->sequences, "Sequences at one time for --plan")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  cmd->add_option("--device", o->device, "Backend for --plan")->capture_default_str();
+  cmd->add_option("--device", o->device, "Backend for --plan and --ops")->capture_default_str();
   cmd->add_flag("--json", o->json, "Everything as one JSON object");
   cmd->footer(
       "Reads headers only. The exit code is 1 when a tensor of the config is missing or has another\n"

@@ -1,13 +1,28 @@
+// dsv4 version: what was built in, for reports.
 #include <cstdio>
+#include <string>
 
+#include "api/backends.h"
 #include "command.h"
+#include "dsv4/engine.h"
 
 namespace dsv4::apps {
 
 void add_version(CLI::App& app, int& exit_code) {
-  auto* cmd = app.add_subcommand("version", "What was built in");
+  auto* cmd = app.add_subcommand("version", "What was built in, and what works on this machine");
   cmd->callback([&exit_code] {
-    std::printf("dsv4 0.1.0\n");
+    std::printf("dsv4 %s\n", DSV4_VERSION);
+#if defined(__clang__)
+    std::printf("compiler   clang %s\n", __clang_version__);
+#else
+    std::printf("compiler   g++ %s\n", __VERSION__);
+#endif
+    for (const std::string_view name : backend_names()) {
+      const auto backend = make_backend(name);
+      const std::string line = backend.ok() ? (*backend)->describe() : backend.status().message();
+      std::printf("device     %-10s %s%s\n", std::string(name).c_str(),
+                  backend.ok() ? "" : "not here: ", line.c_str());
+    }
     exit_code = kExitOk;
   });
 }
