@@ -210,7 +210,7 @@ Result<bool> inspect(const Options& o) {
   Inspected m;
   DSV4_ASSIGN(m.config, load_config(o.model));
   SafetensorsOptions headers;
-  headers.allow_truncated_data = true;
+  headers.allow_header_only = true;
   DSV4_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(o.model, headers));
   m.plan = make_plan(m.config);
   m.inventory = take_inventory(checkpoint, m.config, m.plan);

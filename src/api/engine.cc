@@ -61,7 +61,8 @@ Engine::~Engine() = default;
 
 Result<MemoryPlan> Engine::plan(const EngineOptions& options) {
   return guarded([&]() -> Result<MemoryPlan> {
-    DSV4_ASSIGN(const OpenedModel opened, open_model(options.model_dir));
+    DSV4_ASSIGN(const OpenedModel opened,
+                open_model(options.model_dir, {.allow_header_only = true}));
     DSV4_ASSIGN(const EngineLimits limits, limits_of(options, opened));
     DSV4_ASSIGN(const auto backend, make_backend(options.device));
     return plan_opened(opened, limits, *backend);

@@ -6,11 +6,11 @@
 
 namespace dsv4 {
 
-Result<OpenedModel> open_model(const std::string& dir) {
+Result<OpenedModel> open_model(const std::string& dir, SafetensorsOptions options) {
   OpenedModel opened;
   DSV4_ASSIGN(opened.config, load_config(dir));
   opened.plan = make_plan(opened.config);
-  DSV4_ASSIGN(Checkpoint checkpoint, Checkpoint::open(dir));
+  DSV4_ASSIGN(Checkpoint checkpoint, Checkpoint::open(dir, options));
   opened.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
   return opened;
 }

@@ -19,7 +19,7 @@ struct OpenedModel {
   ModelPlan plan;
   std::unique_ptr<Checkpoint> checkpoint;
 };
-Result<OpenedModel> open_model(const std::string& dir);
+Result<OpenedModel> open_model(const std::string& dir, SafetensorsOptions options = {});
 
 // In the order of dependence: weights view the checkpoint's mapping and live in the backend's
 // memory.

@@ -42,9 +42,10 @@ struct SafetensorsHeader {
 };
 
 struct SafetensorsOptions {
-  // Accept a file that ends early: its shapes are known, its data are not. Copies of the headers
-  // alone are enough to inspect a model of hundreds of gigabytes.
-  bool allow_truncated_data = false;
+  // Accept a file that ends right behind its header: its shapes are known, its data are not. Copies
+  // of the headers alone are enough to inspect a model of hundreds of gigabytes. A file that ends
+  // inside its data is a broken download either way.
+  bool allow_header_only = false;
 };
 
 // `image` is the beginning of the file, at least its header; `file_size` the size of the whole file.

@@ -68,7 +68,7 @@ TEST(SafetensorsHeader, TruncatedAndPaddedFiles) {
   EXPECT_HAS(refused(kTwo, 9), "truncated: expected");
   EXPECT_HAS(refused(kTwo, 11), "expected");
   SafetensorsOptions headers_only;
-  headers_only.allow_truncated_data = true;
+  headers_only.allow_header_only = true;
   EXPECT_TRUE(parse(image(kTwo, 0), headers_only).ok());
   EXPECT_FALSE(parse(image(kTwo, 11), headers_only).ok());
   // Every shorter prefix is an error, never a crash.

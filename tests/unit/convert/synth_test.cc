@@ -29,7 +29,7 @@ void synthesize(const ModelConfig& config, const std::string& dir, const SynthOp
 
 Checkpoint opened(const std::string& dir, bool headers = false) {
   SafetensorsOptions options;
-  options.allow_truncated_data = headers;
+  options.allow_header_only = headers;
   auto checkpoint = Checkpoint::open(dir, options);
   EXPECT_TRUE(checkpoint.ok()) << checkpoint.status().message();
   return std::move(checkpoint).value();
