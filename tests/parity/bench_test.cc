@@ -83,7 +83,9 @@ TEST_P(Bench, PrefillRunsInChunks) {
   ASSERT_TRUE(r.ok()) << r.status().message();
   EXPECT_EQ(r->tokens_per_step, 50);
   for (const bench::OpShare& s : r->ops) {
-    if (s.op == "moe") EXPECT_EQ(s.record.calls, 4 * 4) << "layers times chunks";
+    if (s.op == "moe") {
+      EXPECT_EQ(s.record.calls, 4 * 4) << "layers times chunks";
+    }
   }
   EXPECT_GT(r->flops, 0);
 }
