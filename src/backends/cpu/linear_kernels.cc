@@ -83,8 +83,10 @@ struct MicroArgs {
   int groups, group;
 };
 
+// Not inlined: the 24 unrolled shapes would be copied into every format's gemm, and compiling them
+// would take most of the build.
 template <size_t kR, size_t kC>
-HWY_INLINE void micro(const MicroArgs& a) {
+HWY_NOINLINE void micro(const MicroArgs& a) {
   const DF df;
   const float* x = a.x;
   const float* w = a.w;
@@ -121,7 +123,7 @@ HWY_INLINE void micro(const MicroArgs& a) {
 }
 
 template <size_t kR>
-HWY_INLINE void micro_rows(size_t rows, size_t columns, const MicroArgs& a) {
+HWY_NOINLINE void micro_rows(size_t rows, size_t columns, const MicroArgs& a) {
   if (rows == kR) {
     if (columns == kCols) {
       micro<kR, kCols>(a);
@@ -266,8 +268,12 @@ void round_bf16_array(const float* x, int64_t n, bf16* out) {
 
 HWY_INLINE VF swiglu_one(VF a, VF u, float limit, float weight) {
   const DF df;
-  a = hn::Min(rounded_bf16(a), hn::Set(df, limit));
-  u = hn::Max(hn::Min(rounded_bf16(u), hn::Set(df, limit)), hn::Set(df, -limit));
+  // Comparisons rather than Min and Max: a NaN has to come through.
+  const VF top = hn::Set(df, limit), bottom = hn::Set(df, -limit);
+  a = rounded_bf16(a);
+  a = hn::IfThenElse(hn::Gt(a, top), top, a);
+  u = rounded_bf16(u);
+  u = hn::IfThenElse(hn::Gt(u, top), top, hn::IfThenElse(hn::Lt(u, bottom), bottom, u));
   const VF one = hn::Set(df, 1.0f);
   const VF silu = hn::Div(a, hn::Add(one, hn::Exp(df, hn::Neg(a))));
   return hn::Mul(hn::Mul(silu, u), hn::Set(df, weight));

@@ -1,0 +1,157 @@
+// One row's result depends on that row alone: not on the threads, not on the rows around it, and not on
+// the instruction set where every product is exact.
+#include <gtest/gtest.h>
+
+#include "backends/cpu/kernels.h"
+#include "unit/cpu/make_weight.h"
+
+namespace dsv4 {
+namespace {
+
+using tests::Machine;
+using tests::Published;
+
+const WeightFormat kFormats[] = {WeightFormat::kBf16, WeightFormat::kFp8Tile128, WeightFormat::kMxfp4,
+                                 WeightFormat::kNvfp4};
+
+std::vector<float> run_linear(Machine& m, const Published& w, const std::vector<bf16>& x, int64_t T) {
+  auto packed = m.backend->pack(w.request);
+  EXPECT_TRUE(packed.ok());
+  std::vector<float> y(static_cast<size_t>(T * w.request.rows));
+  const Status status = m.backend->ops().linear(m.context, {.x = x.data(), .w = packed->view(), .y = y.data(),
+                                                            .y_dtype = DType::kF32, .T = T});
+  EXPECT_TRUE(status.ok()) << status.message();
+  return y;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+TEST(Independence, LinearOfThreads) {
+  for (WeightFormat format : kFormats) {
+    const Published w(WeightRole::kLinear, format, 200, 416, 1, 1, 3);
+    for (int64_t T : {1, 5, 30}) {
+      const std::vector<bf16> x = tests::random_bf16(static_cast<size_t>(T * 416), 5);
+      Machine one(tests::cpu(1));
+      const std::vector<float> expected = run_linear(one, w, x, T);
+      for (int threads : {2, 3, 8}) {
+        Machine more(tests::cpu(threads));
+        EXPECT_TRUE(same_bits(run_linear(more, w, x, T), expected)) << threads << " threads, T=" << T;
+      }
+    }
+  }
+}
+
+TEST(Independence, LinearOfTheBatch) {
+  constexpr int64_t kRows = 300, kN = 72, kK = 256;  // more rows than one unit holds
+  for (WeightFormat format : kFormats) {
+    const Published w(WeightRole::kLinear, format, kN, kK, 1, 1, 11);
+    const std::vector<bf16> x = tests::random_bf16(kRows * kK, 13);
+    Machine m(tests::cpu(2));
+    const std::vector<float> all = run_linear(m, w, x, kRows);
+    for (int64_t t : {0, 1, 11, 12, 263, 264, 299}) {
+      const std::vector<bf16> row(x.begin() + t * kK, x.begin() + (t + 1) * kK);
+      const std::vector<float> alone(all.begin() + t * kN, all.begin() + (t + 1) * kN);
+      EXPECT_TRUE(same_bits(run_linear(m, w, row, 1), alone)) << format_info(format).name << " row " << t;
+    }
+  }
+}
+
+TEST(Independence, LinearOfTheInstructionSet) {
+  for (WeightFormat format : kFormats) {
+    const Published w(WeightRole::kLinear, format, 40, 384, 1, 1, 17);
+    for (int64_t T : {1, 14}) {
+      const std::vector<bf16> x = tests::random_bf16(static_cast<size_t>(T * 384), 19);
+      Machine best(tests::cpu(1));
+      const std::vector<float> expected = run_linear(best, w, x, T);
+      for (const char* isa : {"avx512", "avx2", "sse4", "neon", "scalar"}) {
+        std::unique_ptr<Backend> backend = tests::cpu(1, isa);
+        if (!backend) continue;  // not of this machine
+        Machine other(std::move(backend));
+        const std::vector<float> y = run_linear(other, w, x, T);
+        if (format != WeightFormat::kNvfp4) {
+          EXPECT_TRUE(same_bits(y, expected)) << isa << " " << format_info(format).name;
+          continue;
+        }
+        // A scale of NVFP4 is no power of two, so fusing its multiply-add matters in the last bit.
+        for (size_t i = 0; i < y.size(); ++i) EXPECT_NEAR(y[i], expected[i], 1e-5f * (1.0f + std::abs(expected[i])));
+      }
+    }
+  }
+}
+
+// The same values in both FP4 formats: the sums have the same order, so the bits agree.
+TEST(Independence, LosslessCastOfFp4) {
+  constexpr int64_t kN = 32, kK = 256;
+  Published mx(WeightRole::kLinear, WeightFormat::kMxfp4, kN, kK, 1, 1, 23);
+  Published nv(WeightRole::kLinear, WeightFormat::kNvfp4, kN, kK, 1, 1, 23);
+  nv.weights[0] = mx.weights[0];
+  for (int64_t i = 0; i < kN * kK / 16; ++i) {
+    // UE8M0 byte b is 2^(b-127); the E4M3 code of 2^e is (e + 7) << 3, times a global 2^-4.
+    const int exponent = mx.scales[0][static_cast<size_t>(i / 2)] - 127 + 4;
+    nv.scales[0][static_cast<size_t>(i)] = static_cast<uint8_t>((exponent + 7) << 3);
+  }
+  nv.request.sources[0].weight.data = nv.weights[0].data();
+  nv.request.sources[0].scale.data = nv.scales[0].data();
+  nv.request.sources[0].global_scale = 0x1p-4f;
+  Machine m(tests::cpu(2));
+  for (int64_t T : {1, 3}) {
+    const std::vector<bf16> x = tests::random_bf16(static_cast<size_t>(T * kK), 29);
+    EXPECT_TRUE(same_bits(run_linear(m, mx, x, T), run_linear(m, nv, x, T)));
+  }
+}
+
+// Three experts and a shared one; tokens differ in their experts.
+std::vector<bf16> run_moe(Machine& m, const std::vector<bf16>& x, const std::vector<int32_t>& ids,
+                          const std::vector<float>& weights, int64_t T) {
+  constexpr int64_t kD = 128, kI = 48, kE = 3, kPer = 2;
+  const Published w1(WeightRole::kExperts, WeightFormat::kMxfp4, kI, kD, kE, 1, 31);
+  const Published w3(WeightRole::kExperts, WeightFormat::kMxfp4, kI, kD, kE, 1, 32);
+  const Published w2(WeightRole::kExperts, WeightFormat::kMxfp4, kD, kI, kE, 1, 33);
+  const Published s1(WeightRole::kLinear, WeightFormat::kFp8Tile128, kI, kD, 1, 1, 34);
+  const Published s3(WeightRole::kLinear, WeightFormat::kFp8Tile128, kI, kD, 1, 1, 35);
+  const Published s2(WeightRole::kLinear, WeightFormat::kFp8Tile128, kD, kI, 1, 1, 36);
+  std::vector<PackedWeight> packed;
+  for (const Published* p : {&w1, &w3, &w2, &s1, &s3, &s2}) packed.push_back(*m.backend->pack(p->request));
+  std::vector<bf16> y(static_cast<size_t>(T * kD));
+  const Status status = m.backend->ops().moe(
+      m.context, {.x = x.data(), .ids = ids.data(), .weights = weights.data(), .w1 = packed[0].view(),
+                  .w3 = packed[1].view(), .w2 = packed[2].view(), .shared_w1 = packed[3].view(),
+                  .shared_w3 = packed[4].view(), .shared_w2 = packed[5].view(), .limit = 7.0f, .y = y.data(),
+                  .T = T, .D = kD, .I = kI, .E = kE, .k = kPer, .shared_I = kI});
+  EXPECT_TRUE(status.ok()) << status.message();
+  return y;
+}
+
+TEST(Independence, MoeOfThreadsAndBatch) {
+  constexpr int64_t kT = 29, kD = 128;
+  const std::vector<bf16> x = tests::random_bf16(kT * kD, 37);
+  std::vector<int32_t> ids;
+  std::vector<float> weights;
+  for (int32_t t = 0; t < kT; ++t) {
+    ids.insert(ids.end(), {t % 3, (t + 1 + t / 7 % 2) % 3});
+    weights.insert(weights.end(), {0.6f, 0.4f});
+  }
+  Machine one(tests::cpu(1));
+  const std::vector<bf16> expected = run_moe(one, x, ids, weights, kT);
+  for (int threads : {2, 3}) {
+    Machine more(tests::cpu(threads));
+    const std::vector<bf16> y = run_moe(more, x, ids, weights, kT);
+    EXPECT_EQ(memcmp(y.data(), expected.data(), y.size() * sizeof(bf16)), 0) << threads << " threads";
+  }
+  for (int64_t t : {0, 13, 28}) {
+    const std::vector<bf16> y = run_moe(one, {x.begin() + t * kD, x.begin() + (t + 1) * kD},
+                                        {ids.begin() + 2 * t, ids.begin() + 2 * t + 2}, {0.6f, 0.4f}, 1);
+    EXPECT_EQ(memcmp(y.data(), expected.data() + t * kD, kD * sizeof(bf16)), 0) << "row " << t;
+  }
+}
+
+TEST(Isa, UnknownNamesAreRefusedWithTheKnownOnes) {
+  auto backend = make_cpu_backend({.isa = "mmx"});
+  ASSERT_FALSE(backend.ok());
+  EXPECT_NE(backend.status().message().find("scalar"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace dsv4
