@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/str.h"
+#include "engine/sampler.h"
 #include "progress.h"
 #include "stop_filter.h"
 #include "text/chat_format.h"
@@ -173,6 +174,9 @@ Generator::Generator(const GenerateOptions& options, std::unique_ptr<Engine> eng
       sampling_(std::move(sampling)) {}
 
 Result<std::unique_ptr<Generator>> Generator::load(const GenerateOptions& o) {
+  // What is wrong with the options is said before anything is loaded.
+  DSV4_ASSIGN(const SamplingParams options, sampling_of(o, {}));
+  DSV4_TRY(validate_sampling(options, std::numeric_limits<int32_t>::max()));
   DSV4_ASSIGN(Tokenizer tokenizer, Tokenizer::load(o.model + "/tokenizer.json"));
   EngineOptions e;
   e.model_dir = o.model;

@@ -23,22 +23,12 @@ struct LineEditor::Terminal {
     ::history(history, &event, H_SETSIZE, 1000);
     ::history(history, &event, H_SETUNIQUE, 1);
     el_set(editor, EL_CLIENTDATA, this);
-    el_set(editor, EL_PROMPT, [](EditLine* e) {
-      void* self = nullptr;
-      el_get(e, EL_CLIENTDATA, &self);
-      return static_cast<Terminal*>(self)->prompt.data();
-    });
+    el_set(editor, EL_PROMPT, &Terminal::show_prompt);
     el_set(editor, EL_EDITOR, "emacs");
     el_set(editor, EL_HIST, ::history, history);
     // Ctrl-C as a key: it drops the line that is being typed.
     el_set(editor, EL_SETTY, "-d", "-isig", nullptr);
-    el_set(editor, EL_ADDFN, "drop-line", "Start the line anew",
-           [](EditLine* e, int) -> unsigned char {
-             void* self = nullptr;
-             el_get(e, EL_CLIENTDATA, &self);
-             static_cast<Terminal*>(self)->dropped = true;
-             return CC_NEWLINE;
-           });
+    el_set(editor, EL_ADDFN, "drop-line", "Start the line anew", &Terminal::drop_line);
     el_set(editor, EL_BIND, "^C", "drop-line", nullptr);
     el_set(editor, EL_BIND, "^R", "em-inc-search-prev", nullptr);
   }
@@ -49,11 +39,25 @@ struct LineEditor::Terminal {
   Terminal(const Terminal&) = delete;
   Terminal& operator=(const Terminal&) = delete;
 
+  static Terminal& of(EditLine* e) {
+    void* self = nullptr;
+    el_get(e, EL_CLIENTDATA, &self);
+    return *static_cast<Terminal*>(self);
+  }
+  static char* show_prompt(EditLine* e) { return of(e).prompt.data(); }
+  static unsigned char drop_line(EditLine* e, int) {
+    of(e).dropped = true;
+    return CC_NEWLINE;
+  }
+
   std::optional<std::string> next() {
     dropped = false;
     int count = 0;
     const char* const line = el_gets(editor, &count);
-    if (!line || count <= 0) return std::nullopt;
+    if (!line || count <= 0) {
+      std::fputc('\n', stdout);
+      return std::nullopt;
+    }
     if (dropped) {
       std::fputc('\n', stdout);
       return std::string();
