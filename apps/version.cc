@@ -19,9 +19,10 @@ void add_version(CLI::App& app, int& exit_code) {
 #endif
     for (const std::string_view name : backend_names()) {
       const auto backend = make_backend(name);
-      const std::string line = backend.ok() ? (*backend)->describe() : backend.status().message();
-      std::printf("device     %-10s %s%s\n", std::string(name).c_str(),
-                  backend.ok() ? "" : "not here: ", line.c_str());
+      std::printf("device     %s\n",
+                  backend.ok()
+                      ? (*backend)->describe().c_str()
+                      : (std::string(name) + ", not here: " + backend.status().message()).c_str());
     }
     exit_code = kExitOk;
   });
