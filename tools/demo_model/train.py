@@ -20,7 +20,9 @@ from optim import Optimiser
 
 SEED = 20261121
 # name, kind of rows, row length, rows, steps, selection on, probes per row
-PHASES = [("match", "match", 4096, 16, 1500, False, 192), ("long", "long", 4096, 16, 1750, True, 192)]
+PHASES = [("dense", "short", 1024, 64, 1400, False, 64), ("select", "short", 1024, 64, 2400, True, 64),
+          ("16k", "long", 16384, 4, 2060, True, 384), ("match", "match", 4096, 16, 1500, False, 192),
+          ("long", "long", 4096, 16, 1750, True, 192)]
 WARMUP, LR, MTP_WEIGHT = 100, 3e-3, 0.3
 
 
