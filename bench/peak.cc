@@ -1,10 +1,13 @@
 #include "bench/peak.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <new>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <vector>
 
 #undef HWY_TARGET_INCLUDE
@@ -17,16 +20,18 @@ namespace dsv4::bench {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Sum of n floats, n a multiple of 256: enough independent loads to keep memory busy.
-float sum_floats(const float* data, int64_t n) {
+// Sum of `streams` (1 or 4) runs of n floats each, one behind the other, n a multiple of 256. Which
+// number keeps memory busier depends on the machine's prefetchers.
+float sum_floats(const float* data, int64_t n, int streams) {
   const hn::ScalableTag<float> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t apart = streams == 1 ? lanes : n, step = streams == 1 ? 4 * lanes : lanes;
   auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
-  for (int64_t i = 0; i < n; i += 4 * lanes) {
+  for (int64_t i = 0; i < n; i += step) {
     s0 = hn::Add(s0, hn::LoadU(d, data + i));
-    s1 = hn::Add(s1, hn::LoadU(d, data + i + lanes));
-    s2 = hn::Add(s2, hn::LoadU(d, data + i + 2 * lanes));
-    s3 = hn::Add(s3, hn::LoadU(d, data + i + 3 * lanes));
+    s1 = hn::Add(s1, hn::LoadU(d, data + i + apart));
+    s2 = hn::Add(s2, hn::LoadU(d, data + i + 2 * apart));
+    s3 = hn::Add(s3, hn::LoadU(d, data + i + 3 * apart));
   }
   return hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))));
 }
@@ -77,6 +82,8 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
+constexpr size_t kHugePage = size_t{2} << 20;
+
 struct alignas(64) Slot {
   float sum = 0.0f;
   double flops = 0.0;
@@ -93,34 +100,41 @@ int64_t last_level_cache() {
 }
 
 Result<Peaks> measure_peaks(ThreadPool& pool) {
-  constexpr int kPasses = 7;
-  constexpr int64_t kBytes = int64_t{512} << 20, kFloats = kBytes / 4, kBlock = 1024,
-                    kRounds = 20'000'000;
+  constexpr int64_t kPasses = 10, kPieces = 8, kRounds = 2'000'000, kBlock = 1024;
+  constexpr int64_t kFloats = int64_t{16} << 20;  // of a piece: 64 MiB
+  constexpr size_t kBytes = static_cast<size_t>(kPieces * kFloats) * sizeof(float);
   Peaks peaks{.isa = HWY_DYNAMIC_DISPATCH(target)(), .threads = pool.threads()};
   std::vector<Slot> slots(static_cast<size_t>(pool.threads()));
-  std::vector<float> data;
-  try {
-    data.resize(static_cast<size_t>(kFloats));
-  } catch (const std::bad_alloc&) {
+  const std::unique_ptr<float, decltype(&std::free)> data(
+      static_cast<float*>(std::aligned_alloc(kHugePage, kBytes)), &std::free);
+  if (!data) {
     return Status(Code::kResourceExhausted,
                   "bench: no 512 MiB of memory to measure the read bandwidth with");
   }
-  // The best pass: others on the machine can only slow one down.
-  for (int pass = 0; pass < kPasses; ++pass) {
+#ifdef MADV_HUGEPAGE
+  // As weights have them; without, the walks of page tables are measured too.
+  (void)madvise(data.get(), kBytes, MADV_HUGEPAGE);
+#endif
+  memset(data.get(), 0, kBytes);
+  // The best piece: whatever else runs here can only slow one down, and pieces of some milliseconds
+  // are short enough to slip between.
+  for (int64_t piece = 0; piece < kPasses * kPieces; ++piece) {
+    const int streams = piece / kPieces % 2 ? 4 : 1;
+    const float* from = data.get() + piece % kPieces * kFloats;
     const auto begin = std::chrono::steady_clock::now();
     pool.run([&](int worker) {
       const IndexRange r = split_range(kFloats / kBlock, pool.threads(), worker);
       slots[static_cast<size_t>(worker)].sum = HWY_DYNAMIC_DISPATCH(sum_floats)(
-          data.data() + r.begin * kBlock, (r.end - r.begin) * kBlock);
+          from + r.begin * kBlock, (r.end - r.begin) * kBlock / streams, streams);
     });
-    peaks.read_bytes_per_s =
-        std::max(peaks.read_bytes_per_s, static_cast<double>(kBytes) / seconds_since(begin));
+    const double rate = static_cast<double>(kFloats) * 4.0 / seconds_since(begin);
+    peaks.read_bytes_per_s = std::max(peaks.read_bytes_per_s, rate);
   }
-  for (int pass = 0; pass < 3; ++pass) {
+  for (int pass = 0; pass < 20; ++pass) {
     const auto begin = std::chrono::steady_clock::now();
     pool.run([&](int worker) {
       Slot& slot = slots[static_cast<size_t>(worker)];
-      slot.flops = HWY_DYNAMIC_DISPATCH(multiply_add)(kRounds / 4, &slot.sum);
+      slot.flops = HWY_DYNAMIC_DISPATCH(multiply_add)(kRounds, &slot.sum);
     });
     const double seconds = seconds_since(begin);
     double flops = 0.0;
