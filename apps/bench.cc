@@ -226,6 +226,7 @@ Status run_model(ModelFlags f, bool decode) {
     backend = std::move(loaded.backend);
   } else {
     DSV4_ASSIGN(ModelConfig whole, any_config(f.synthetic));
+    whole.draft = DraftKind::kNone;  // an MTP block is as large as a layer, and is not run here
     DSV4_ASSIGN(const ModelConfig config, cut_config(whole, f.cut));
     DSV4_ASSIGN(backend, make_backend(f.device));
     DSV4_ASSIGN(synthetic, bench::make_synthetic(config, *backend, 1, progress));
