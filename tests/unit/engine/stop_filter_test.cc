@@ -1,4 +1,4 @@
-#include "../apps/stop_filter.h"
+#include "apps/stop_filter.h"
 
 #include <gtest/gtest.h>
 
