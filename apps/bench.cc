@@ -211,10 +211,6 @@ ordered_json model_json(const bench::ModelBenchResult& r,
 
 Status run_model(ModelFlags f, bool decode) {
   f.bench.fill = !f.no_fill;
-  if (f.model.empty() == f.synthetic.empty()) {
-    return Status(Code::kInvalidArgument,
-                  "bench: expected either -m DIR or --synthetic flash|pro|DIR");
-  }
   const ProgressSink progress = f.json ? ProgressSink() : terminal_progress();
   std::unique_ptr<Backend> backend;  // outlives the weights in its memory
   LoadedModel loaded;
@@ -307,9 +303,11 @@ void add_model(CLI::App& bench, bool decode, int& exit_code) {
   CLI::App* cmd =
       decode ? bench.add_subcommand("decode", "One token per step for each sequence of a batch")
              : bench.add_subcommand("prefill", "A prompt, in chunks");
-  cmd->add_option("-m,--model", f->model, "Folder of the checkpoint");
-  cmd->add_option("--synthetic", f->synthetic,
-                  "Random weights in memory: flash, pro, or a folder with a config.json");
+  CLI::Option_group* which = cmd->add_option_group("Model");
+  which->add_option("-m,--model", f->model, "Folder of the checkpoint");
+  which->add_option("--synthetic", f->synthetic,
+                    "Random weights in memory: flash, pro, or a folder with a config.json");
+  which->require_option(1);
   cmd->add_option("--layers", f->cut.layers, "With --synthetic: the first layers only")
       ->check(CLI::Range(1, 4096));
   cmd->add_option("--experts", f->cut.experts, "With --synthetic: fewer routed experts")

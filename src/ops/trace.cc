@@ -17,7 +17,9 @@ int64_t matrix_bytes(const WeightView& w) {
   return weight_bytes(w.format, w.rows, w.cols) + scale_bytes(w.format, w.rows, w.cols);
 }
 
-Work matrix_work(const WeightView& w, int64_t T) { return {matrix_bytes(w), 2 * T * w.rows * w.cols}; }
+Work matrix_work(const WeightView& w, int64_t T) {
+  return {matrix_bytes(w), 2 * T * w.rows * w.cols};
+}
 
 template <class T>
 Result<std::vector<T>> fetch(OpContext& ctx, const T* from, int64_t n) {
@@ -92,14 +94,16 @@ Result<Work> work_of(OpContext& ctx, const MoeArgs& a) {
   DSV4_ASSIGN(const std::vector<int32_t> ids, fetch(ctx, a.ids, a.T * a.k));
   const auto touched = static_cast<int64_t>(std::set<int32_t>(ids.begin(), ids.end()).size());
   const int64_t expert = matrix_bytes(a.w1) + matrix_bytes(a.w3) + matrix_bytes(a.w2);
-  const int64_t shared = matrix_bytes(a.shared_w1) + matrix_bytes(a.shared_w3) + matrix_bytes(a.shared_w2);
+  const int64_t shared =
+      matrix_bytes(a.shared_w1) + matrix_bytes(a.shared_w3) + matrix_bytes(a.shared_w2);
   return Work{touched * expert + shared, a.T * 6 * a.D * (a.k * a.I + a.shared_I)};
 }
 
 template <>
 Result<Work> work_of(OpContext& ctx, const IndexSelectArgs& a) {
   DSV4_ASSIGN(const std::vector<int32_t> positions, fetch(ctx, a.batch.positions, a.batch.rows));
-  DSV4_ASSIGN(const std::vector<int32_t> begin, fetch(ctx, a.batch.seq_begin, a.batch.sequences + 1));
+  DSV4_ASSIGN(const std::vector<int32_t> begin,
+              fetch(ctx, a.batch.seq_begin, a.batch.sequences + 1));
   Work w;
   for (int64_t s = 0; s < a.batch.sequences; ++s) {
     const auto last = static_cast<size_t>(begin[static_cast<size_t>(s) + 1] - 1);
@@ -112,7 +116,8 @@ Result<Work> work_of(OpContext& ctx, const IndexSelectArgs& a) {
 template <>
 Result<Work> work_of(OpContext& ctx, const AttentionArgs& a) {
   DSV4_ASSIGN(const std::vector<int32_t> positions, fetch(ctx, a.batch.positions, a.batch.rows));
-  DSV4_ASSIGN(const std::vector<int32_t> begin, fetch(ctx, a.batch.seq_begin, a.batch.sequences + 1));
+  DSV4_ASSIGN(const std::vector<int32_t> begin,
+              fetch(ctx, a.batch.seq_begin, a.batch.sequences + 1));
   const bool compressed = a.entries.data != nullptr;
   const auto entries = [&](int64_t position, int64_t rows) {
     const int64_t visible = compressed ? (position + 1) / a.ratio : 0;
@@ -144,7 +149,8 @@ Status TraceTable::timed(OpContext& ctx, const Args& args, size_t index, const O
   const auto begin = Clock::now();
   DSV4_TRY(inner(ctx, args));
   DSV4_TRY(ctx.backend.synchronize(ctx.stream));
-  const int64_t ns = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begin).count();
+  const int64_t ns =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begin).count();
   OpRecord& r = trace.records_[index];
   // Made of leaves: they have counted the work already.
   if (trace.nested_ns_ == 0) {
@@ -166,22 +172,25 @@ enum OpIndex : size_t {
 #undef DSV4_OP_INDEX
 };
 
-#define DSV4_TRACED(name, Args, kind)                                       \
-  Status traced_##name(OpContext& ctx, const Args& args) {                  \
-    const TraceTable& trace = static_cast<const TraceTable&>(ctx.ops);      \
-    return TraceTable::timed(ctx, args, k_##name, trace.inner().name);      \
+#define DSV4_TRACED(name, Args, kind)                                  \
+  Status traced_##name(OpContext& ctx, const Args& args) {             \
+    const TraceTable& trace = static_cast<const TraceTable&>(ctx.ops); \
+    return TraceTable::timed(ctx, args, k_##name, trace.inner().name); \
   }
 DSV4_OP_LIST(DSV4_TRACED)
 #undef DSV4_TRACED
 
 }  // namespace
 
-TraceTable::TraceTable(const OpTable& inner_table) : inner_(inner_table), records_(op_list().size()) {
+TraceTable::TraceTable(const OpTable& inner_table)
+    : inner_(inner_table), records_(op_list().size()) {
 #define DSV4_TRACE_OP(name, Args, kind) this->name = {traced_##name, inner_table.name.impl};
   DSV4_OP_LIST(DSV4_TRACE_OP)
 #undef DSV4_TRACE_OP
 }
 
-void TraceTable::clear() const { records_.assign(records_.size(), OpRecord{}); }
+void TraceTable::clear() const {
+  records_.assign(records_.size(), OpRecord{});
+}
 
 }  // namespace dsv4

@@ -1,5 +1,5 @@
-// TraceTable: an op table that times another one. No hook in kernels or model: it is a table like any
-// other, given to the Runner (or an OpContext) in place of the backend's.
+// TraceTable: an op table that times another one. No hook in kernels or model: it is a table like
+// any other, given to the Runner (or an OpContext) in place of the backend's.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,14 @@ namespace dsv4 {
 // What one op did while the trace was on.
 struct OpRecord {
   int64_t calls = 0;
-  int64_t ns = 0;        // without the ops that it called
-  int64_t bytes = 0;     // weights as published, and cache rows, that the calls had to read
+  int64_t ns = 0;     // without the ops that it called
+  int64_t bytes = 0;  // weights as published, and cache rows, that the calls had to read
   int64_t flops = 0;
 };
 
 // Entries find their TraceTable through OpContext::ops, so the context must hold this very object.
-// Fused defaults call their leaves through the same context; each op's time is its own. One thread at
-// a time.
+// Fused defaults call their leaves through the same context; each op's time is its own. One thread
+// at a time.
 class TraceTable : public OpTable {
  public:
   explicit TraceTable(const OpTable& inner);
