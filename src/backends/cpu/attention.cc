@@ -155,15 +155,13 @@ Status rope(OpContext& ctx, const RopeArgs& a) {
   DSV4_TRY(check_rope("rope", a.rope));
   Core& c = core(ctx);
   const int64_t blocks = ceil_div(a.H, kHeadBlock);
-  c.pool.run([&](int worker) {
+  for_items(c.pool, a.T * blocks, a.T * a.H * a.rope.r, [&](int64_t i) {
     float table[kMaxRopeDims];
-    share(a.T * blocks, c.pool, worker, [&](int64_t i) {
-      const int64_t t = i / blocks, first = i % blocks * kHeadBlock;
-      fill_rotation(a.rope, a.positions[t], a.inverse, table);
-      for (int64_t h = first; h < std::min(a.H, first + kHeadBlock); ++h) {
-        rotate(a.x + (t * a.H + h + 1) * a.d - a.rope.r, a.rope.r, table);
-      }
-    });
+    const int64_t t = i / blocks, first = i % blocks * kHeadBlock;
+    fill_rotation(a.rope, a.positions[t], a.inverse, table);
+    for (int64_t h = first; h < std::min(a.H, first + kHeadBlock); ++h) {
+      rotate(a.x + (t * a.H + h + 1) * a.d - a.rope.r, a.rope.r, table);
+    }
   });
   return {};
 }
@@ -173,26 +171,24 @@ Status qkv(OpContext& ctx, const QkvArgs& a) {
   Core& c = core(ctx);
   const int64_t blocks = ceil_div(a.H, kHeadBlock) + 1;  // the last is the key/value row
   const int64_t rounded = a.d - a.rope.r;
-  c.pool.run([&](int worker) {
+  for_items(c.pool, a.T * blocks, a.T * a.H * a.d, [&](int64_t i) {
     float table[kMaxRopeDims];
-    share(a.T * blocks, c.pool, worker, [&](int64_t i) {
-      const int64_t t = i / blocks, first = i % blocks * kHeadBlock;
-      fill_rotation(a.rope, a.positions[t], false, table);
-      if (i % blocks == blocks - 1) {
-        bf16* kv = a.kv + t * a.d;
-        c.kernels.rows.rms_norm(kv, a.kv_norm, a.d, a.eps, kv);
-        rotate(kv + rounded, a.rope.r, table);
-        for (int64_t at = 0; at < rounded; at += kKv8Group) {
-          kv8_round(kv + at, static_cast<int>(std::min<int64_t>(kKv8Group, rounded - at)));
-        }
-        return;
+    const int64_t t = i / blocks, first = i % blocks * kHeadBlock;
+    fill_rotation(a.rope, a.positions[t], false, table);
+    if (i % blocks == blocks - 1) {
+      bf16* kv = a.kv + t * a.d;
+      c.kernels.rows.rms_norm(kv, a.kv_norm, a.d, a.eps, kv);
+      rotate(kv + rounded, a.rope.r, table);
+      for (int64_t at = 0; at < rounded; at += kKv8Group) {
+        kv8_round(kv + at, static_cast<int>(std::min<int64_t>(kKv8Group, rounded - at)));
       }
-      for (int64_t h = first; h < std::min(a.H, first + kHeadBlock); ++h) {
-        bf16* q = a.q + (t * a.H + h) * a.d;
-        c.kernels.rows.head_norm(q, a.d, a.eps);
-        rotate(q + rounded, a.rope.r, table);
-      }
-    });
+      return;
+    }
+    for (int64_t h = first; h < std::min(a.H, first + kHeadBlock); ++h) {
+      bf16* q = a.q + (t * a.H + h) * a.d;
+      c.kernels.rows.head_norm(q, a.d, a.eps);
+      rotate(q + rounded, a.rope.r, table);
+    }
   });
   return {};
 }

@@ -17,6 +17,21 @@ struct Core {
   Kernels kernels;
 };
 
+// f(item) for items 0 .. n-1, shared among the workers. `work` is about how many values all items touch
+// together: below a few microseconds' worth the caller does it alone, as waking the others takes longer.
+template <class F>
+void for_items(ThreadPool& pool, int64_t n, int64_t work, const F& f) {
+  constexpr int64_t kAlone = 20000;
+  if (work <= kAlone) {
+    for (int64_t i = 0; i < n; ++i) f(i);
+    return;
+  }
+  pool.run([&](int worker) {
+    const IndexRange range = split_range(n, pool.threads(), worker);
+    for (int64_t i = range.begin; i < range.end; ++i) f(i);
+  });
+}
+
 // The context's backend is always the one whose table holds the op.
 Core& core(OpContext& ctx);
 

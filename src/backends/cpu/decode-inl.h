@@ -37,54 +37,59 @@ HWY_INLINE VF e4m3_high(hn::Vec<DH> code) {
   return hn::PromoteTo(DF(), hn::BitCast(hn::Rebind<hwy::float16_t, DF>(), bits));
 }
 
-// Nibble kI of each word as E2M1.
-template <int kI>
-HWY_INLINE VF e2m1_nibble(VU word) {
+// The low nibble of each word as E2M1.
+HWY_INLINE VF e2m1_low_nibble(VU word) {
   const DU du;
 #if HWY_TARGET == HWY_AVX3
   // The permutation reads the low four bits of an index and ignores the others.
   alignas(64) static constexpr float kTable[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                                                    -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
   (void)du;
-  return VF{_mm512_permutexvar_ps(hn::ShiftRight<4 * kI>(word).raw, hn::Load(DF(), kTable).raw)};
+  return VF{_mm512_permutexvar_ps(word.raw, hn::Load(DF(), kTable).raw)};
 #else
-  VU sign;
-  if constexpr (kI < 7) {
-    sign = hn::ShiftLeft<28 - 4 * kI>(word);
-  } else {
-    sign = word;
-  }
-  sign = hn::And(sign, hn::Set(du, 0x80000000u));
+  const VU sign = hn::And(hn::ShiftLeft<28>(word), hn::Set(du, 0x80000000u));
 #if HWY_TARGET == HWY_AVX2
   alignas(32) static constexpr float kTable[8] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
-  const VF mag = VF{_mm256_permutevar8x32_ps(hn::Load(DF(), kTable).raw, hn::ShiftRight<4 * kI>(word).raw)};
+  const VF mag = VF{_mm256_permutevar8x32_ps(hn::Load(DF(), kTable).raw, word.raw)};
 #else
-  const VU code = hn::And(hn::ShiftRight<4 * kI>(word), hn::Set(du, 7u));
+  const VU code = hn::And(word, hn::Set(du, 7u));
   // Codes from 2 on are normal numbers: their bits, put where FP32 has them.
   const VF normal = hn::BitCast(DF(), hn::Add(hn::ShiftLeft<22>(code), hn::Set(du, 126u << 23)));
   const VF small = hn::Mul(hn::ConvertTo(DF(), hn::BitCast(DI(), code)), hn::Set(DF(), 0.5f));
-  const VF mag = hn::IfThenElse(hn::RebindMask(DF(), hn::Lt(hn::BitCast(DI(), code), hn::Set(DI(), 2))), small, normal);
+  const auto is_small = hn::Lt(hn::BitCast(DI(), code), hn::Set(DI(), 2));
+  const VF mag = hn::IfThenElse(hn::RebindMask(DF(), is_small), small, normal);
 #endif
   return hn::BitCast(DF(), hn::Or(hn::BitCast(du, mag), sign));
 #endif
 }
 
-// Every format: kGroup values of K make one partial sum, kStep of them are decoded together.
-//   expand(block, step, out)            values of K step*kStep ...
-//   scale(block, group, global)         per row
+// Every format: kGroup values of K make one partial sum; kStep of them lie together in memory.
+//   load(block, step)              the codes of values step*kStep ... of K
+//   take(codes, i)                 value i of them; called with i = 0, 1, ... kStep-1 in turn
+//   scale(block, group, global)    per row
 
 struct Fp4Values {
   static constexpr int kGroup = 16;
   static constexpr int kStep = 8;
-  template <int kI>
-  static HWY_INLINE void nibbles(VU word, size_t part, V16* out) {
-    out[kI].v[part] = e2m1_nibble<kI>(word);
-    if constexpr (kI > 0) nibbles<kI - 1>(word, part, out);
-  }
-  static HWY_INLINE void expand(const uint8_t* block, int step, V16* out) {
+  static constexpr int64_t kStepBytes = 64;
+  struct Codes {
+    VU v[kParts];
+  };
+  static HWY_INLINE Codes load(const uint8_t* block, int step) {
     const uint32_t* words = reinterpret_cast<const uint32_t*>(block) + step * kTileRows;
+    Codes c;
     DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) nibbles<7>(hn::LoadU(DU(), words + i * kLanes), i, out);
+    for (size_t i = 0; i < kParts; ++i) c.v[i] = hn::LoadU(DU(), words + i * kLanes);
+    return c;
+  }
+  static HWY_INLINE V16 take(Codes& c, int) {
+    V16 r;
+    DSV4_UNROLL
+    for (size_t i = 0; i < kParts; ++i) {
+      r.v[i] = e2m1_low_nibble(c.v[i]);
+      c.v[i] = hn::ShiftRight<4>(c.v[i]);
+    }
+    return r;
   }
 };
 
@@ -114,14 +119,22 @@ struct Fp8 {
   static constexpr WeightFormat kFormat = WeightFormat::kFp8Tile128;
   static constexpr int kGroup = 32;
   static constexpr int kStep = 2;
-  static HWY_INLINE void expand(const uint8_t* block, int step, V16* out) {
-    const uint16_t* codes = reinterpret_cast<const uint16_t*>(block) + step * kTileRows;
+  static constexpr int64_t kStepBytes = 32;
+  struct Codes {
+    hn::Vec<DH> v[kParts];
+  };
+  static HWY_INLINE Codes load(const uint8_t* block, int step) {
+    const uint16_t* pairs = reinterpret_cast<const uint16_t*>(block) + step * kTileRows;
+    Codes c;
     DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) {
-      const auto pair = hn::LoadU(DH(), codes + i * kLanes);
-      out[0].v[i] = e4m3_high(hn::ShiftLeft<8>(pair));
-      out[1].v[i] = e4m3_high(pair);
-    }
+    for (size_t i = 0; i < kParts; ++i) c.v[i] = hn::LoadU(DH(), pairs + i * kLanes);
+    return c;
+  }
+  static HWY_INLINE V16 take(Codes& c, int index) {
+    V16 r;
+    DSV4_UNROLL
+    for (size_t i = 0; i < kParts; ++i) r.v[i] = e4m3_high(index == 0 ? hn::ShiftLeft<8>(c.v[i]) : c.v[i]);
+    return r;
   }
   static HWY_INLINE V16 scale(const uint8_t* block, int, float) {
     V16 s = ue8m0_scales(block + block_value_bytes(kFormat));
@@ -135,10 +148,16 @@ struct Bf16 {
   static constexpr WeightFormat kFormat = WeightFormat::kBf16;
   static constexpr int kGroup = 32;
   static constexpr int kStep = 1;
-  static HWY_INLINE void expand(const uint8_t* block, int step, V16* out) {
-    const bf16* values = reinterpret_cast<const bf16*>(block) + step * kTileRows;
+  static constexpr int64_t kStepBytes = 32;
+  using Codes = const bf16*;
+  static HWY_INLINE Codes load(const uint8_t* block, int step) {
+    return reinterpret_cast<const bf16*>(block) + step * kTileRows;
+  }
+  static HWY_INLINE V16 take(Codes values, int) {
+    V16 r;
     DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) out[0].v[i] = load_bf16(values + i * kLanes);
+    for (size_t i = 0; i < kParts; ++i) r.v[i] = load_bf16(values + i * kLanes);
+    return r;
   }
   static HWY_INLINE V16 scale(const uint8_t*, int, float) { return set16(1.0f); }
 };
@@ -147,9 +166,12 @@ struct F32 {
   static constexpr WeightFormat kFormat = WeightFormat::kF32;
   static constexpr int kGroup = 32;
   static constexpr int kStep = 1;
-  static HWY_INLINE void expand(const uint8_t* block, int step, V16* out) {
-    out[0] = load16(reinterpret_cast<const float*>(block) + step * kTileRows);
+  static constexpr int64_t kStepBytes = 64;
+  using Codes = const float*;
+  static HWY_INLINE Codes load(const uint8_t* block, int step) {
+    return reinterpret_cast<const float*>(block) + step * kTileRows;
   }
+  static HWY_INLINE V16 take(Codes values, int) { return load16(values); }
   static HWY_INLINE V16 scale(const uint8_t*, int, float) { return set16(1.0f); }
 };
 

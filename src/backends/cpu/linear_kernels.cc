@@ -18,47 +18,57 @@
 HWY_BEFORE_NAMESPACE();
 namespace dsv4::cpu::HWY_NAMESPACE {
 
-// Packed weights this far ahead are requested early, past what the hardware prefetcher covers when it
-// restarts at a page boundary.
-constexpr int64_t kPrefetchBytes = 2048;
+// Packed weights this far ahead are requested early, a few lines at a time between the sums: the
+// hardware prefetcher alone restarts at every page, and many requests at once wait for each other.
+constexpr int64_t kAhead = 4096;
+
+HWY_INLINE void prefetch(const uint8_t* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
 
 // One tile times one row of x. Four groups run side by side: their chains are independent.
 template <class F>
 void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
   constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
   constexpr int64_t kBytes = block_bytes(F::kFormat);
+  constexpr int64_t kScaleBytes = kBytes - block_value_bytes(F::kFormat);
   const uint8_t* block = w.data + tile * w.tile_bytes();
   V16 total = set16(0.0f);
   for (int64_t b = w.blocks(); b > 0; --b, block += kBytes, x += kTileK) {
-    for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(block + kPrefetchBytes + i);
+    const uint8_t* ahead = block + kAhead;
     for (int half = 0; half < kGroups; half += 4) {
       V16 acc[4] = {set16(0.0f), set16(0.0f), set16(0.0f), set16(0.0f)};
-      for (int s = 0; s < F::kGroup / F::kStep; ++s) {
+      for (int s = 0; s < F::kGroup / F::kStep; ++s, ahead += 4 * F::kStepBytes) {
+        prefetch(ahead, 4 * F::kStepBytes);
+        typename F::Codes codes[4];
         DSV4_UNROLL
-        for (int g = 0; g < 4; ++g) {
-          V16 value[F::kStep];
-          const int at = (half + g) * F::kGroup + s * F::kStep;
-          F::expand(block, at / F::kStep, value);
+        for (int g = 0; g < 4; ++g) codes[g] = F::load(block, ((half + g) * F::kGroup) / F::kStep + s);
+        DSV4_UNROLL
+        for (int i = 0; i < F::kStep; ++i) {
           DSV4_UNROLL
-          for (int i = 0; i < F::kStep; ++i) acc[g] = fma16(value[i], x[at + i], acc[g]);
+          for (int g = 0; g < 4; ++g) {
+            acc[g] = fma16(F::take(codes[g], i), x[(half + g) * F::kGroup + s * F::kStep + i], acc[g]);
+          }
         }
       }
       DSV4_UNROLL
       for (int g = 0; g < 4; ++g) total = fma16(acc[g], F::scale(block, half + g, w.global_scale), total);
     }
+    // In order of address; a few bytes of scales share a line with the next block.
+    if constexpr (kScaleBytes >= 64) prefetch(ahead, kScaleBytes);
   }
   store16(total, out);
 }
 
-// Values [128][stride] and scales [groups][stride] of one block, at column `column`.
+// Values [128][stride] and scales [groups][stride] of one block.
 template <class F>
 void decode(const Tiles& w, int64_t tile, int64_t b, int64_t stride, float* values, float* scales) {
   const uint8_t* block = w.data + tile * w.tile_bytes() + b * block_bytes(F::kFormat);
   for (int step = 0; step < kTileK / F::kStep; ++step) {
-    V16 value[F::kStep];
-    F::expand(block, step, value);
+    prefetch(block + kAhead + step * F::kStepBytes, F::kStepBytes);
+    typename F::Codes codes = F::load(block, step);
     DSV4_UNROLL
-    for (int i = 0; i < F::kStep; ++i) store16(value[i], values + (step * F::kStep + i) * stride);
+    for (int i = 0; i < F::kStep; ++i) store16(F::take(codes, i), values + (step * F::kStep + i) * stride);
   }
   for (int g = 0; g < kTileK / F::kGroup; ++g) {
     store16(F::scale(block, g, w.global_scale), scales + g * stride);
@@ -152,8 +162,14 @@ void gemm(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n
     for (int64_t first = 0; first < n; first += kPanelRows) {
       const int64_t panel_rows = std::min(kPanelRows, n - first);
       const float* panel = x + first * depth + b * kTileK * panel_rows;
+      // The next panel's piece lies elsewhere; it arrives while this one is multiplied.
+      const float* next = panel + depth * panel_rows;
       for (int64_t r = 0; r < panel_rows; r += static_cast<int64_t>(kRows)) {
         for (int64_t pair = 0; pair < tiles; pair += 2) {
+          const int64_t share = kTileK * panel_rows * 2 / (tiles + 1);  // of the next piece, per pair
+          if (first + kPanelRows < n && r == 0) {
+            prefetch(reinterpret_cast<const uint8_t*>(next + pair / 2 * share), share * 4);
+          }
           const int64_t width = std::min<int64_t>(2, tiles - pair) * kTileRows;
           for (int64_t c = 0; c < width; c += static_cast<int64_t>(kCols * kLanes)) {
             const MicroArgs args{.x = panel + r,

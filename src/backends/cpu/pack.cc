@@ -81,12 +81,15 @@ void pack_block(const Tiles& t, const Published& source, int64_t first_row, int6
     interleave<uint32_t>(rows, k_bytes / 4, out);
   }
   const int64_t scales = block_scales(t.format);
-  for (int64_t s = 0; s < scales; ++s) {
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      const int64_t row = tile * kTileRows + r, at = b * scales + s;
-      const bool inside = row < t.rows && at < source.scale_row;
-      out[values + s * kTileRows + r] =
-          inside ? source.scales[(first_row + row) / source.rows_per_scale * source.scale_row + at] : 0;
+  if (scales == 0) return;
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    const int64_t row = tile * kTileRows + r;
+    // Past the last row of this matrix; the next group's rows may follow in the source.
+    const uint8_t* from = nullptr;
+    if (row < t.rows) from = source.scales + (first_row + row) / source.rows_per_scale * source.scale_row;
+    for (int64_t s = 0; s < scales; ++s) {
+      const int64_t at = b * scales + s;
+      out[values + s * kTileRows + r] = from && at < source.scale_row ? from[at] : 0;
     }
   }
 }

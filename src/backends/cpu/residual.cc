@@ -126,11 +126,8 @@ Status embed(OpContext& ctx, const EmbedArgs& a) {
   }
   Core& c = core(ctx);
   const bf16* table = weight(a.table).owned.as<bf16>();
-  c.pool.run([&](int worker) {
-    const IndexRange rows = split_range(a.T * a.hc, c.pool.threads(), worker);
-    for (int64_t i = rows.begin; i < rows.end; ++i) {
-      memcpy(a.streams + i * a.D, table + a.tokens[i / a.hc] * a.D, static_cast<size_t>(a.D) * sizeof(bf16));
-    }
+  for_items(c.pool, a.T * a.hc, a.T * a.hc * a.D, [&](int64_t i) {
+    memcpy(a.streams + i * a.D, table + a.tokens[i / a.hc] * a.D, static_cast<size_t>(a.D) * sizeof(bf16));
   });
   return {};
 }
@@ -143,13 +140,10 @@ Status hc_post(OpContext& ctx, const HcPostArgs& a) {
   DSV4_TRY(check_streams("hc_post", a.hc));
   Core& c = core(ctx);
   const int64_t blocks = ceil_div(a.D, kColumns);
-  c.pool.run([&](int worker) {
-    const IndexRange items = split_range(a.T * blocks, c.pool.threads(), worker);
-    for (int64_t i = items.begin; i < items.end; ++i) {
-      const int64_t t = i / blocks, begin = i % blocks * kColumns;
-      c.kernels.rows.post(a.streams + t * a.hc * a.D, a.out + t * a.D, a.post + t * a.hc,
-                          a.comb + t * a.hc * a.hc, a.hc, a.D, begin, std::min(a.D, begin + kColumns));
-    }
+  for_items(c.pool, a.T * blocks, a.T * a.hc * a.D, [&](int64_t i) {
+    const int64_t t = i / blocks, begin = i % blocks * kColumns;
+    c.kernels.rows.post(a.streams + t * a.hc * a.D, a.out + t * a.D, a.post + t * a.hc,
+                        a.comb + t * a.hc * a.hc, a.hc, a.D, begin, std::min(a.D, begin + kColumns));
   });
   return {};
 }
@@ -184,15 +178,8 @@ Status hc_head(OpContext& ctx, const HcHeadArgs& a) {
 
 Status rms_norm(OpContext& ctx, const RmsNormArgs& a) {
   Core& c = core(ctx);
-  if (a.T == 1) {
-    c.kernels.rows.rms_norm(a.x, a.w, a.N, a.eps, a.y);
-    return {};
-  }
-  c.pool.run([&](int worker) {
-    const IndexRange rows = split_range(a.T, c.pool.threads(), worker);
-    for (int64_t t = rows.begin; t < rows.end; ++t) {
-      c.kernels.rows.rms_norm(a.x + t * a.N, a.w, a.N, a.eps, a.y + t * a.N);
-    }
+  for_items(c.pool, a.T, a.T * a.N, [&](int64_t t) {
+    c.kernels.rows.rms_norm(a.x + t * a.N, a.w, a.N, a.eps, a.y + t * a.N);
   });
   return {};
 }
