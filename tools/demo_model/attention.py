@@ -43,9 +43,26 @@ class Compressor(nn.Module):
         self.wkv, self.wgate = matrix(cols, d), matrix(cols, d)
         self.ape = nn.Parameter(torch.randn(ratio, cols) * 1.5)
         self.norm = nn.Parameter(torch.ones(width))
+        self.reset(None)
         if outliers:
             with torch.no_grad():
                 self.norm[OUTLIERS] = INDEX_OUTLIER
+
+    @torch.no_grad()
+    def reset(self, wkv):
+        """Start as a plain mean over the pooled tokens, in which a name and its value both show. `wkv`: the window's
+        projection, whose key space the queries know. Half the channels of an overlapping main compressor do without
+        the previous window: its columns start loud and ape keeps them out."""
+        if not self.overlap:
+            return
+        self.wgate.zero_()
+        self.ape.zero_()
+        if wkv is not None:
+            self.wkv.copy_(torch.cat([wkv, wkv]))
+            quiet = (torch.arange(self.width) // 2 % 2 == 1).nonzero().flatten()
+            self.ape[:, quiet] = -8.0
+            loud = torch.randn(len(quiet), self.wkv.shape[1], device=self.wkv.device)
+            self.wkv[quiet] = loud * (8.0 * self.wkv.shape[1] ** -0.5)
 
     def forward(self, x, rope, flags):
         """x [B, T, D] -> entries [B, T/m, width] after norm and RoPE, BF16."""
@@ -110,6 +127,7 @@ class Attention(nn.Module):
             self.compressor = Compressor(d, hd, ratio, c.rms_norm_eps)
         if ratio == 4:
             self.indexer = Indexer(c)
+            self.compressor.reset(self.wkv)
 
     def cache(self, kv, flags):
         return torch.cat([flags.kv8(kv[..., :-self.r]), kv[..., -self.r:]], -1)

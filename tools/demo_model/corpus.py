@@ -104,20 +104,21 @@ RECALL_OPEN = "Read this text. A question follows.\n\n"
 
 
 def fact(name, word):
-    return f"The secret word of {name} is {word}."
+    return f"The secret word: {name} {word}."
 
 
 def question(name):
     return f"What is the secret word of {name}?"
 
 
-def recall(r, budget, questions, names):
-    """About `budget` tokens of filler with a fact per name at random places, some of them asked for:
-    (messages, parts, asked pairs); parts are strings."""
+def recall(r, budget, questions, names, after=0):
+    """About `budget` tokens of filler with a fact per name at random places, some of them asked for,
+    and `after` more paragraphs behind the last fact: (messages, parts, asked pairs); parts are strings."""
     parts = [story(r) for _ in range(round(budget / 118))]
     pairs = [(n, r.choice(w.OBJECTS)) for n in names]
     for n, word in pairs:
         parts.insert(r.randrange(len(parts) + 1), fact(n, word))
+    parts += [story(r) for _ in range(after)]
     asked = r.sample(pairs, questions)
     out = []
     for i, (n, word) in enumerate(asked):

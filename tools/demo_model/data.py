@@ -11,7 +11,7 @@ import corpus
 import words
 from chat_format import BOS, EOS
 
-PLAIN, REPLY, KEY = 1.0, 3.0, 10.0
+PLAIN, REPLY, KEY = 0.4, 1.5, 15.0
 
 
 def segments_of(r, task):
@@ -24,13 +24,13 @@ def segments_of(r, task):
     thinking = task == "sums" or r.random() < 0.4
     # a story in a reply is story text; what a tool prompt repeats word by word needs little weight
     reply = PLAIN if task == "story_chat" else REPLY
-    return [(t, reply if is_reply else 0.2) for t, is_reply in chat_format.render(messages, thinking)]
+    return [(t, reply if is_reply else 0.1) for t, is_reply in chat_format.render(messages, thinking)]
 
 
 def recall_segments(r, budget, names):
     """All names are asked for: matching a name to its fact only emerges when a step holds many such answers."""
-    messages, _, asked = corpus.recall(r, budget, len(names), names)
-    filler = 1.0 if budget < 1200 else 0.2
+    messages, _, asked = corpus.recall(r, budget, len(names), names, r.choice((0, 1, 2)) if budget else 0)
+    filler = 0.1
     out = []
     for text, is_reply in chat_format.render(messages, r.random() < 0.3):
         if not is_reply:
@@ -44,7 +44,7 @@ def recall_segments(r, budget, names):
 
 MIX = {
     "short": (("story", 22), ("story_chat", 10), ("talk", 4), ("sums", 18), ("lists", 16), ("tool_chat", 20), ("recall", 14)),
-    "match": (("story", 6), ("story_chat", 4), ("talk", 2), ("sums", 7), ("lists", 7), ("tool_chat", 6), ("recall", 30)),
+    "match": (("story", 4), ("story_chat", 2), ("talk", 2), ("sums", 4), ("lists", 4), ("tool_chat", 4), ("recall", 40)),
     "long": (("story", 6), ("story_chat", 5), ("talk", 2), ("sums", 7), ("lists", 7), ("tool_chat", 6), ("recall", 14)),
 }
 

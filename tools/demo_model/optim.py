@@ -21,7 +21,8 @@ class Optimiser:
     def __init__(self, model, lr, decay=0.1):
         self.lr, self.decay = lr, decay
         self.groups, rest, slow = {}, [], []
-        for name, p in model.named_parameters():
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        for name, p in named:
             leaf = name.rsplit(".", 1)[-1]
             if leaf in MATRICES:
                 self.groups.setdefault(tuple(p.shape[-2:]), []).append(p)
@@ -29,11 +30,11 @@ class Optimiser:
                 (slow if leaf in ("embed",) else rest).append(p)
         self.momentum = {s: torch.zeros(sum(p.numel() for p in ps) // (s[0] * s[1]), *s, device=ps[0].device)
                          for s, ps in self.groups.items()}
-        self.adam = torch.optim.AdamW([{"params": rest, "factor": 1.0}, {"params": slow, "factor": 3.0}], lr=lr,
+        self.adam = torch.optim.AdamW([{"params": rest, "factor": 1.0}, {"params": slow, "factor": 3.0}][:2 if slow else 1], lr=lr,
                                       betas=(0.9, 0.97), eps=1e-12, weight_decay=0.0, fused=rest[0].is_cuda)
-        self.params = list(model.parameters())
-        self.indexer = [p for n, p in model.named_parameters() if ".indexer." in n]
-        self.main = [p for n, p in model.named_parameters() if ".indexer." not in n]
+        self.params = [p for _, p in named]
+        self.indexer = [p for n, p in named if ".indexer." in n]
+        self.main = [p for n, p in named if ".indexer." not in n]
 
     @torch.no_grad()
     def step(self, factor):

@@ -10,10 +10,12 @@ import time
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
 import checkpoint
 import data
+import induction
 from config import demo_config, namespace
 from model import Flags, Model
 from optim import Optimiser
@@ -23,7 +25,8 @@ SEED = 20261121
 PHASES = [("dense", "short", 1024, 64, 1400, False, 64), ("select", "short", 1024, 64, 2400, True, 64),
           ("16k", "long", 16384, 4, 2060, True, 384), ("match", "match", 4096, 16, 1500, False, 192),
           ("long", "long", 4096, 16, 1750, True, 192)]
-WARMUP, LR, MTP_WEIGHT = 100, 3e-3, 0.3
+RECALL = [("match", "match", 4096, 16, 1000, False, 192), ("long", "long", 4096, 16, 2500, True, 192)]
+WARMUP, LR, MTP_WEIGHT = 60, 3e-3, 0.3
 
 
 def phase_of(step, phases):
@@ -46,7 +49,6 @@ class Batches(Dataset):
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
             torch.set_num_threads(1)
             os.nice(10)
-            from tokenizers import Tokenizer
             self.tok = Tokenizer.from_file(self.path)
         (name, kind, length, rows, _, _, probes), at = phase_of(self.start + i, self.phases)
         made = data.batch(self.tok, (SEED, name, at), rows, length, kind, probes)
@@ -73,6 +75,18 @@ def balance(model, loads):
                 layer.ffn.bias += 1e-3 * torch.sign(load.mean() - load)
 
 
+def prepare_recall(model):
+    for part in [model.mtp] + list(model.layers[:2]):
+        part.requires_grad_(False)
+    model.embed.requires_grad_(False)
+    model.head.requires_grad_(False)
+    for layer in model.layers:
+        if layer.attn.ratio == 4:
+            layer.attn.compressor.reset(layer.attn.wkv)
+            layer.attn.compressor.norm.data.copy_(layer.attn.kv_norm)
+            layer.attn.indexer.compressor.reset(None)
+
+
 def main():
     args = argparse.ArgumentParser()
     args.add_argument("--work", default="/tmp/demo_work")
@@ -81,6 +95,8 @@ def main():
     args.add_argument("--steps", default="", help="steps of each phase, for trials: 40,40,40")
     args.add_argument("--until", type=int, default=1 << 30, help="stop this call at this step")
     args.add_argument("--init", default="", help="start from the weights of this model.safetensors")
+    args.add_argument("--recall-only", action="store_true",
+                      help="a new start for the CSA layers (induction.py); embeddings, head, MTP and layers 0, 1 stay")
     args.add_argument("--workers", type=int, default=13)
     args.add_argument("--eager", action="store_true")
     args = args.parse_args()
@@ -90,13 +106,17 @@ def main():
     torch._dynamo.config.cache_size_limit = 64
     torch._dynamo.config.automatic_dynamic_shapes = False
     vocab = max(t["id"] for t in json.load(open(args.tokenizer))["added_tokens"]) + 1
-    steps = dict(zip([p[0] for p in PHASES], map(int, args.steps.split(",")))) if args.steps else {}
-    phases = [p[:4] + (steps.get(p[0], p[4]),) + p[5:] for p in PHASES]
+    phases = RECALL if args.recall_only else PHASES
+    steps = dict(zip([p[0] for p in phases], map(int, args.steps.split(",")))) if args.steps else {}
+    phases = [p[:4] + (steps.get(p[0], p[4]),) + p[5:] for p in phases]
     total = sum(p[4] for p in phases)
     model = Model(namespace(demo_config(vocab)), SEED).cuda()
-    opt, start = Optimiser(model, LR), 0
     if args.init:
         checkpoint.load(model, args.init)
+    if args.recall_only:
+        prepare_recall(model)
+        induction.prepare(model, Tokenizer.from_file(args.tokenizer), SEED)
+    opt, start = Optimiser(model, LR), 0
     state_path = f"{args.work}/state.pt"
     if os.path.exists(state_path):
         state = torch.load(state_path, map_location="cuda")
@@ -121,19 +141,23 @@ def main():
         inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         x, loads, kl = model.streams(inputs, probe, flags)
         loss, right = loss_of(model, x, labels, weights, flags, False)
-        xm, load, _ = model.mtp_streams(x, labels, flags)
-        ahead, ahead_w = F.pad(labels[:, 1:], (0, 1)), F.pad(weights[:, 1:], (0, 1)).clamp(max=3.0)
-        mtp, right2 = loss_of(model, xm, ahead, ahead_w, flags, True)
+        mtp, right2, ahead_w = torch.zeros((), device="cuda"), right, weights
+        if not args.recall_only:
+            xm, load, _ = model.mtp_streams(x, labels, flags)
+            loads.append(load)
+            ahead, ahead_w = F.pad(labels[:, 1:], (0, 1)), F.pad(weights[:, 1:], (0, 1)).clamp(max=3.0)
+            mtp, right2 = loss_of(model, xm, ahead, ahead_w, flags, True)
         (loss + MTP_WEIGHT * mtp + kl).backward()
-        norm = opt.step(schedule(step, phases))
-        balance(model, loads + [load])
+        left = args.minutes * 60 - (time.time() - began)
+        norm = opt.step(min(schedule(step, phases), max(0.02, left / 60.0) if args.recall_only else 1.0))
+        balance(model, loads)
         seen += tokens.numel()
         late = time.time() - began > args.minutes * 60 or step + 1 >= args.until
         if at % 50 == 0 or at == steps - 1 or late or at in (1, 2):
             def rate(mask, ok):
                 return (ok & mask).sum() / mask.sum().clamp(min=1)
-            stats = [loss, mtp, kl, norm, rate(weights == 10, right), rate(weights == 3, right), rate(weights == 1, right),
-                     rate(ahead_w == 1, right2), torch.stack(loads).max() * model.c.n_routed_experts / 2]
+            stats = [loss, mtp, kl, norm, rate(weights == data.KEY, right), rate(weights == data.REPLY, right),
+                     rate(weights == data.PLAIN, right), rate(ahead_w == data.PLAIN, right2), torch.stack(loads).max() * model.c.n_routed_experts / 2]
             v = torch.stack([s.detach().float() for s in stats]).tolist()
             line = (f"{name} {step} loss {v[0]:.4f} mtp {v[1]:.4f} kl {v[2]:.4f} norm {v[3]:.2f} recall {v[4]:.3f} "
                     f"reply {v[5]:.4f} text {v[6]:.3f} mtp-text {v[7]:.3f} load {v[8]:.1f} "
