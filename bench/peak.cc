@@ -40,8 +40,10 @@ float sum_floats(const float* data, int64_t n, int streams) {
 double multiply_add(int64_t rounds, float* sink) {
   const hn::ScalableTag<float> d;
   const auto a = hn::Set(d, 0.999f), b = hn::Set(d, 0.001f);
-  auto c0 = hn::Set(d, 1.0f), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0;
-  auto c6 = c0, c7 = c0, c8 = c0, c9 = c0, c10 = c0, c11 = c0;
+  // Different starts: a compiler runs equal chains once, and counts them all.
+  auto c0 = hn::Set(d, 1.0f), c1 = hn::Set(d, 2.0f), c2 = hn::Set(d, 3.0f), c3 = hn::Set(d, 4.0f);
+  auto c4 = hn::Set(d, 5.0f), c5 = hn::Set(d, 6.0f), c6 = hn::Set(d, 7.0f), c7 = hn::Set(d, 8.0f);
+  auto c8 = hn::Set(d, 9.0f), c9 = hn::Set(d, 10.0f), c10 = hn::Set(d, 11.0f), c11 = hn::Set(d, 12.0f);
   for (int64_t i = 0; i < rounds; ++i) {
     c0 = hn::MulAdd(c0, a, b);
     c1 = hn::MulAdd(c1, a, b);
