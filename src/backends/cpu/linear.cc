@@ -48,15 +48,22 @@ Status linear_stack(OpContext& ctx, const LinearStackArgs& a) {
   DSV4_ASSIGN(act8.data, scope.take<float>(any_act8 ? act8.floats() : 0));
   DSV4_ASSIGN(plain.data, scope.take<float>(any_plain ? plain.floats() : 0));
 
-  c.pool.run([&](int worker) {
-    const WorkerScratch s(scratch, worker);
-    const IndexRange items = split_range(plain.items(), c.pool.threads(), worker);
+  auto fill = [&](IndexRange items, float* temp) {
     const auto row = [&](int64_t t) { return a.x + t * a.K; };
     for (int64_t i = items.begin; i < items.end; ++i) {
-      if (any_act8) act8.fill(c.kernels.linear, i, row, s.row);
-      if (any_plain) plain.fill(c.kernels.linear, i, row, s.row);
+      if (any_act8) act8.fill(c.kernels.linear, i, row, temp);
+      if (any_plain) plain.fill(c.kernels.linear, i, row, temp);
     }
-    c.pool.barrier();
+  };
+  // A short input is filled faster than workers meet at a barrier.
+  constexpr int64_t kShort = 16 * kChunk;
+  const bool alone = plain.floats() <= kShort;
+  if (alone) fill({0, plain.items()}, WorkerScratch(scratch, 0).row);
+  c.pool.run([&](int worker) {
+    if (!alone) {
+      fill(split_range(plain.items(), c.pool.threads(), worker), WorkerScratch(scratch, worker).row);
+      c.pool.barrier();
+    }
     run_jobs(c, jobs.data(), a.n, worker, scratch);
   });
   return {};
