@@ -43,11 +43,11 @@ TEST_F(BadConfig, EveryFieldThatMakesNoSense) {
       {"hc_mult", -4},
       {"rms_norm_eps", "small"},
   };
-  for (const auto& [key, value] : cases) {
-    SCOPED_TRACE(key + " = " + value.dump());
+  for (const auto& item : cases) {
+    SCOPED_TRACE(item.first + " = " + item.second.dump());
     const fs::path model = copy();
-    edit_config(model, [&](Json& c) { c[key] = value; });
-    expect_failure(logits(model), {"config.json", key});
+    edit_config(model, [&](Json& c) { c[item.first] = item.second; });
+    expect_failure(logits(model), {"config.json", item.first});
   }
   const fs::path model = copy();
   edit_config(model, [](Json& c) { c.erase("head_dim"); });
