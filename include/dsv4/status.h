@@ -20,7 +20,9 @@ enum class Code : int {
   kResourceExhausted = 5,  // memory, pages, disk
   kIo = 6,                 // the operating system refused a read or a write
   kCancelled = 7,
-  kInternal = 8,  // a bug of ours
+  kInternal = 8,     // a bug of ours
+  kUnavailable = 9,  // no room now; the same call may succeed later
+  kTooLong = 10,     // a request beyond what context or cache can ever hold
 };
 
 std::string_view code_name(Code code);

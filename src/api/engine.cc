@@ -112,6 +112,14 @@ Status Engine::cancel(RequestId id) {
 Result<StepReport> Engine::step() {
   return guarded([&] { return parts_->core->step(); });
 }
+Status Engine::run(std::stop_token stop) {
+  while (!stop.stop_requested()) {
+    const auto report = step();
+    if (!report.ok()) return report.status();
+    if (report->idle()) parts_->core->wait(stop);
+  }
+  return {};
+}
 EngineStats Engine::stats() const {
   return parts_->core->stats();
 }

@@ -13,6 +13,8 @@ std::string_view code_name(Code code) {
     case Code::kIo: return "i/o error";
     case Code::kCancelled: return "cancelled";
     case Code::kInternal: return "internal error";
+    case Code::kUnavailable: return "unavailable";
+    case Code::kTooLong: return "too long";
   }
   return "unknown";
 }

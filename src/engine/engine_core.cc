@@ -1,17 +1,20 @@
 #include "engine/engine_core.h"
 
 #include <algorithm>
+#include <chrono>
 #include <random>
 #include <utility>
 
 #include "base/str.h"
+#include "engine/next_token.h"
 #include "engine/scheduler.h"
 
 namespace dsv4 {
 namespace {
 
-double seconds(std::chrono::steady_clock::duration d) {
-  return std::chrono::duration<double>(d).count();
+Seconds steady_seconds() {
+  return std::chrono::duration<Seconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 uint64_t random_seed() {
@@ -19,106 +22,86 @@ uint64_t random_seed() {
   return (uint64_t{device()} << 32) | device();
 }
 
+// Longest a request's cache may become; the last token drawn is not run.
+int64_t longest_length(const Request& r, int64_t context) {
+  const std::ptrdiff_t prompt = std::ssize(r.prompt);
+  if (r.max_tokens < 0) return context;
+  return std::min(context, prompt + std::max<int64_t>(0, r.max_tokens - 1));
+}
+
 }  // namespace
 
-EngineCore::EngineCore(const Model& model, const EngineLimits& limits,
-                       std::unique_ptr<KvCache> cache, std::unique_ptr<Runner> runner)
-    : model_(model), limits_(limits), cache_(std::move(cache)), runner_(std::move(runner)) {}
+EngineCore::EngineCore(Parts parts)
+    : limits_(parts.limits),
+      vocab_size_(parts.vocab_size),
+      eos_token_(parts.eos_token),
+      cache_(std::move(parts.cache)),
+      runner_(std::move(parts.runner)),
+      clock_(std::move(parts.clock)),
+      inbox_(limits_.cache.max_sequences, limits_.max_queue) {
+  publish();
+}
 
 Result<std::unique_ptr<EngineCore>> EngineCore::make(const Model& model, const EngineLimits& limits,
                                                      Backend& backend, const OpTable& ops) {
-  DSV4_ASSIGN(auto cache,
+  Parts parts{.limits = limits,
+              .vocab_size = model.config.vocab_size,
+              .eos_token = static_cast<int32_t>(model.config.eos_token_id),
+              .cache = nullptr,
+              .runner = nullptr,
+              .clock = steady_seconds};
+  DSV4_ASSIGN(parts.cache,
               KvCache::make(make_cache_spec(model.config, model.plan), limits.cache, backend));
-  DSV4_ASSIGN(auto runner, Runner::make(model, *cache, limits.batch, backend, ops));
-  return std::unique_ptr<EngineCore>(
-      new EngineCore(model, limits, std::move(cache), std::move(runner)));
-}
-
-Status EngineCore::check_request(const Request& r) const {
-  const int64_t vocab = model_.config.vocab_size;
-  if (r.prompt.empty()) {
-    return Status(Code::kInvalidArgument, "request: the prompt has no tokens; send at least one");
-  }
-  DSV4_TRY(check_tokens(r.prompt, vocab).with_context("prompt"));
-  DSV4_TRY(check_tokens(r.stop_tokens, vocab).with_context("stop_tokens"));
-  DSV4_TRY(validate_sampling(r.sampling, vocab));
-  if (r.max_tokens < -1 || r.max_tokens == 0) {
-    return Status(Code::kInvalidArgument,
-                  cat("request: max_tokens ", r.max_tokens, ": expected > 0, or -1 for no limit"));
-  }
-  if (std::ssize(r.prompt) > limits_.context) {
-    return Status(Code::kInvalidArgument,
-                  cat("request: the prompt has ", r.prompt.size(), " tokens, the context holds ",
-                      limits_.context, "; use a larger context or a shorter prompt"));
-  }
-  if (r.session != 0) {
-    const auto it = sessions_.find(r.session);
-    if (it == sessions_.end() || it->second.closed) {
-      return Status(Code::kInvalidArgument, cat("request: session ", r.session, " is not open"));
-    }
-    if (it->second.busy) {
-      return Status(Code::kInvalidArgument,
-                    cat("request: session ", r.session, " still has a request; wait for its end"));
-    }
-  }
-  return {};
+  DSV4_ASSIGN(parts.runner, Runner::make(model, *parts.cache, limits.batch, backend, ops));
+  return std::make_unique<EngineCore>(std::move(parts));
 }
 
 Result<RequestId> EngineCore::submit(Request request, EventSink& sink) {
-  DSV4_TRY(check_request(request));
-  Sequence seq;
-  const std::ptrdiff_t prompt = std::ssize(request.prompt);
-  // The last token drawn is not run, so n tokens need n - 1 places behind the prompt.
-  const int64_t room = limits_.context - prompt;
-  seq.max_length =
-      prompt + (request.max_tokens < 0 ? room : std::min(room, request.max_tokens - 1));
-  if (cache_->pages_for(seq.max_length) > cache_->total_pages()) {
-    return Status(Code::kResourceExhausted,
-                  cat("request: may grow to ", seq.max_length, " tokens, the cache holds ",
-                      cache_->total_pages() * cache_->span(),
-                      "; lower max_tokens or give the cache more tokens"));
+  DSV4_TRY(check_request(request, vocab_size_));
+  const int64_t context =
+      request.max_context > 0 ? std::min(request.max_context, limits_.context) : limits_.context;
+  if (std::ssize(request.prompt) > context) {
+    return Status(Code::kTooLong, cat("request: the prompt has ", request.prompt.size(),
+                                      " tokens, the context holds ", context,
+                                      "; use a larger context or a shorter prompt"));
   }
-  seq.id = next_request_++;
-  seq.sink = &sink;
-  seq.seed = request.sampling.seed ? *request.sampling.seed : random_seed();
-  seq.tokens = request.prompt;
-  seq.history.add_prompt(seq.tokens);
-  seq.usage.prompt_tokens = prompt;
-  seq.usage.seed = seq.seed;
-  if (request.session != 0) sessions_[request.session].busy = true;
-  seq.request = std::move(request);
-  const RequestId id = seq.id;
-  waiting_.push_back(std::move(seq));
-  return id;
+  // Immutable parts of the cache only: this is any thread.
+  const int64_t length = longest_length(request, context);
+  if (cache_->pages_for(length) > cache_->total_pages()) {
+    return Status(Code::kTooLong, cat("request: may grow to ", length, " tokens, the cache holds ",
+                                      cache_->total_pages() * cache_->span(),
+                                      "; lower max_tokens or give the cache more tokens"));
+  }
+  if (request.prompt_logprobs >= 0 && limits_.prompt_logprob_rows == 0) {
+    return Status(Code::kUnsupported,
+                  "request: prompt_logprobs: this engine was loaded with prompt_logprob_rows 0");
+  }
+  return inbox_.submit(std::move(request), sink, clock_());
 }
 
-Status EngineCore::cancel(RequestId id) {
-  for (auto* list : {&running_, &waiting_}) {
-    for (Sequence& seq : *list) {
-      if (seq.id != id) continue;
-      seq.cancelled = true;
-      return {};
+void EngineCore::collect_mail() {
+  inbox_.collect(mail_);
+  for (Inbox::Submitted& m : mail_.requests) {
+    Sequence& seq = waiting_.emplace_back();
+    Request& r = m.request;
+    seq.id = m.id;
+    seq.sink = m.sink;
+    seq.submitted = m.time;
+    seq.context = r.max_context > 0 ? std::min(r.max_context, limits_.context) : limits_.context;
+    seq.max_length = longest_length(r, seq.context);
+    seq.seed = r.sampling.seed ? *r.sampling.seed : random_seed();
+    seq.tokens = r.prompt;
+    if (r.sampling.repetition_penalty != 1.0f) seq.history.add_prompt(seq.tokens);
+    seq.usage.prompt_tokens = std::ssize(r.prompt);
+    seq.usage.seed = seq.seed;
+    seq.request = std::move(r);
+  }
+  for (const SessionId id : mail_.closed) sessions_.erase(id);
+  for (const RequestId id : mail_.cancelled) {
+    for (auto* list : {&running_, &waiting_}) {
+      for (Sequence& seq : *list) seq.cancelled = seq.cancelled || seq.id == id;
     }
   }
-  return Status(Code::kNotFound, cat("cancel: request ", id, " has ended or never was"));
-}
-
-SessionId EngineCore::open_session() {
-  sessions_[next_session_].last_used = stats_.steps;
-  return next_session_++;
-}
-
-Status EngineCore::close_session(SessionId id) {
-  const auto it = sessions_.find(id);
-  if (it == sessions_.end() || it->second.closed) {
-    return Status(Code::kInvalidArgument, cat("session ", id, " is not open"));
-  }
-  if (it->second.busy) {
-    it->second.closed = true;
-  } else {
-    sessions_.erase(it);
-  }
-  return {};
 }
 
 int64_t EngineCore::free_pages() const {
@@ -149,8 +132,10 @@ void EngineCore::reuse_session(Sequence& seq) {
   seq.cache = std::move(session.cache);
   const auto [ours, theirs] = std::mismatch(seq.tokens.begin(), seq.tokens.end(),
                                             session.tokens.begin(), session.tokens.end());
-  // The last token of the prompt has to run in any case: its logits are what is asked for.
-  const int64_t common = std::min<int64_t>(ours - seq.tokens.begin(), std::ssize(seq.tokens) - 1);
+  // The last token of the prompt has to run in any case: its logits are what is asked for. So does
+  // all of it where the prompt's own log probabilities are.
+  int64_t common = std::min<int64_t>(ours - seq.tokens.begin(), std::ssize(seq.tokens) - 1);
+  if (seq.scores_prompt()) common = 0;
   if (!seq.cache.rollback(seq.cache.length() - common).ok()) seq.cache.clear();
   session.tokens.clear();
   seq.usage.cached_tokens = seq.cache.length();
@@ -174,21 +159,21 @@ void EngineCore::admit_waiting() {
       if (!opened.ok()) return;  // there is a free slot, see above
       seq.cache = std::move(opened).value();
     }
-    seq.started = Clock::now();
+    seq.started = clock_();
+    seq.usage.queue_seconds = seq.started - seq.submitted;
     running_.push_back(std::move(seq));
     waiting_.pop_front();
   }
 }
 
 void EngineCore::release(Sequence& seq, bool sound) {
-  if (seq.request.session != 0) {
-    const auto it = sessions_.find(seq.request.session);
-    Session& session = it->second;
-    session.busy = false;
+  const SessionId id = seq.request.session;
+  if (inbox_.ended(seq.id, id)) {
+    sessions_.erase(id);
+  } else if (id != 0) {
+    Session& session = sessions_[id];
     session.last_used = stats_.steps;
-    if (session.closed) {
-      sessions_.erase(it);
-    } else if (sound && seq.cache) {
+    if (sound && seq.cache) {
       session.tokens.assign(seq.tokens.begin(), seq.tokens.begin() + seq.cache.length());
       session.cache = std::move(seq.cache);
     }
@@ -197,19 +182,21 @@ void EngineCore::release(Sequence& seq, bool sound) {
 }
 
 void EngineCore::finish(Sequence& seq, FinishReason reason) {
-  const auto now = Clock::now();
+  const Seconds now = clock_();
   if (seq.usage.completion_tokens > 0) {
-    seq.usage.prefill_seconds = seconds(seq.first_token - seq.started);
-    seq.usage.decode_seconds = seconds(now - seq.first_token);
-  } else if (seq.cache) {  // it had begun
-    seq.usage.prefill_seconds = seconds(now - seq.started);
+    seq.usage.prefill_seconds = seq.first_token - seq.started;
+    seq.usage.decode_seconds = now - seq.first_token;
+  } else if (seq.started >= 0) {
+    seq.usage.prefill_seconds = now - seq.started;
   }
+  ++(reason == FinishReason::kCancelled ? stats_.cancelled : stats_.finished);
   release(seq, true);
   seq.ended = true;
   seq.sink->on_finish(seq.id, reason, seq.usage);
 }
 
 void EngineCore::fail(Sequence& seq, const Status& status) {
+  ++stats_.failed;
   release(seq, false);
   seq.ended = true;
   seq.sink->on_error(seq.id, status);
@@ -217,102 +204,129 @@ void EngineCore::fail(Sequence& seq, const Status& status) {
 
 void EngineCore::drop_cancelled() {
   for (auto* list : {&running_, &waiting_}) {
-    // By index: a sink may submit from inside its callback.
-    for (size_t i = 0; i < list->size(); ++i) {
-      if ((*list)[i].cancelled) finish((*list)[i], FinishReason::kCancelled);
+    for (Sequence& seq : *list) {
+      if (seq.cancelled) finish(seq, FinishReason::kCancelled);
     }
     std::erase_if(*list, [](const Sequence& seq) { return seq.ended; });
   }
 }
 
-void EngineCore::advance(Sequence& seq, std::span<const float> logits) {
-  const std::ptrdiff_t position = std::ssize(seq.tokens);
-  auto sampled = sampler_.sample(logits, seq.request.sampling, seq.history, seq.seed, position);
-  if (!sampled.ok()) return fail(seq, sampled.status());
-  if (seq.usage.completion_tokens == 0) seq.first_token = Clock::now();
-  const int32_t token = sampled->token;
-  ++seq.usage.completion_tokens;
-  seq.tokens.push_back(token);
-  seq.history.add_generated(token);
-
-  TokenEvent event{
-      .token = token, .position = position, .logprob = std::nullopt, .top = sampled->top};
-  if (seq.request.sampling.logprobs >= 0) event.logprob = sampled->logprob;
-  seq.sink->on_token(seq.id, event);
-
-  const auto& stops = seq.request.stop_tokens;
-  const Request& request = seq.request;
-  if (!request.ignore_eos && token == model_.config.eos_token_id) {
-    finish(seq, FinishReason::kEos);
-  } else if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
-    finish(seq, FinishReason::kStopToken);
-  } else if (seq.usage.completion_tokens == request.max_tokens) {
-    finish(seq, FinishReason::kMaxTokens);
-  } else if (std::ssize(seq.tokens) > limits_.context) {
-    finish(seq, FinishReason::kContext);
+// Row i of the prompt gives the log probability of token i + 1.
+void EngineCore::score_prompt(Sequence& seq, const LogitsView& logits, int64_t first_row,
+                              int64_t rows) {
+  const auto tell = [&seq](const SampledToken& s, bool known) {
+    TokenEvent event{.token = s.token, .position = seq.prompt_scored++, .top = s.top};
+    if (known) event.logprob = s.logprob;
+    seq.sink->on_prompt_token(seq.id, event);
+  };
+  if (seq.prompt_scored == 0) tell({.token = seq.tokens[0]}, false);
+  for (int64_t i = 0; i < rows && seq.scores_prompt(); ++i) {
+    const int32_t token = seq.tokens[static_cast<size_t>(seq.prompt_scored)];
+    const auto scored = sampler_.score(logits.row(first_row + i), token,
+                                       seq.request.prompt_logprobs, seq.prompt_scored);
+    if (!scored.ok()) return fail(seq, scored.status());
+    tell(*scored, true);
   }
 }
 
-Result<StepReport> EngineCore::step() {
-  StepReport report;
-  drop_cancelled();
-  admit_waiting();
+void EngineCore::advance(Sequence& seq, std::span<const int32_t> rows, const LogitsView& logits,
+                         int64_t first_row, int64_t logit_rows) {
+  if (const Status status = seq.cache.commit(std::ssize(rows)); !status.ok()) {
+    return fail(seq, status);
+  }
+  if (seq.usage.completion_tokens == 0) {
+    seq.sink->on_prefill(seq.id, seq.cache.length(), seq.prompt());
+  }
+  if (seq.scores_prompt()) score_prompt(seq, logits, first_row, logit_rows);
+  if (seq.ended || seq.pending() > 0) return;
+  if (seq.request.max_tokens == 0) return finish(seq, FinishReason::kMaxTokens);
 
+  auto next = next_token(seq, logits.row(first_row + logit_rows - 1), sampler_);
+  if (!next.ok()) return fail(seq, next.status());
+  if (seq.usage.completion_tokens == 1) seq.first_token = clock_();
+  const SampledToken& drawn = next->sampled;
+  TokenEvent event{.token = drawn.token,
+                   .position = std::ssize(seq.tokens) - 1,
+                   .logprob = std::nullopt,
+                   .top = drawn.top,
+                   .forced = next->forced};
+  if (seq.request.sampling.logprobs >= 0) event.logprob = drawn.logprob;
+  seq.sink->on_token(seq.id, event);
+  if (const auto reason = end_reason(seq, eos_token_)) finish(seq, *reason);
+}
+
+Result<StepReport> EngineCore::run_batch() {
+  StepReport report;
   std::vector<int64_t> pending;
-  for (const Sequence& seq : running_) pending.push_back(seq.pending());
+  for (const Sequence& seq : running_) {
+    // A prompt that is scored needs room for the logits of its rows.
+    pending.push_back(seq.scores_prompt() ? std::min(seq.pending(), limits_.prompt_logprob_rows)
+                                          : seq.pending());
+  }
   const std::vector<int64_t> rows =
       plan_step(pending, limits_.prefill_chunk, limits_.batch.max_rows);
   std::vector<SequenceRows> batch;
   std::vector<Sequence*> members;
+  bool scoring = false;
   for (size_t i = 0; i < rows.size(); ++i) {
-    if (rows[i] == 0) continue;
     Sequence& seq = running_[i];
+    if (rows[i] == 0 || (scoring && seq.scores_prompt())) continue;
+    scoring = scoring || seq.scores_prompt();
     const auto first = static_cast<size_t>(seq.cache.length());
-    const bool last = rows[i] == pending[i];
+    const LogitRows logits = seq.scores_prompt()        ? LogitRows::kAll
+                             : rows[i] == seq.pending() ? LogitRows::kLast
+                                                        : LogitRows::kNone;
     batch.push_back(
         {.cache = &seq.cache,
          .tokens =
              std::span<const int32_t>(seq.tokens).subspan(first, static_cast<size_t>(rows[i])),
-         .logits = last ? LogitRows::kLast : LogitRows::kNone});
+         .logits = logits});
     members.push_back(&seq);
   }
+  if (batch.empty()) return report;
 
-  if (!batch.empty()) {
-    ++stats_.steps;
-    auto logits = runner_->run(batch);
-    int64_t row = 0;
-    for (size_t i = 0; i < members.size(); ++i) {
-      Sequence& seq = *members[i];
-      const std::ptrdiff_t n = std::ssize(batch[i].tokens);
-      const Status status = logits.ok() ? seq.cache.commit(n) : logits.status();
-      if (!status.ok()) {
-        fail(seq, status);
-        continue;
-      }
-      const bool decode = seq.usage.completion_tokens > 0;
-      (decode ? report.decode_rows : report.prefill_rows) += n;
-      if (!decode) seq.sink->on_prefill(seq.id, seq.cache.length(), seq.usage.prompt_tokens);
-      if (batch[i].logits == LogitRows::kLast) advance(seq, logits->row(row++));
+  ++stats_.steps;
+  auto logits = runner_->run(batch);
+  int64_t row = 0;
+  for (size_t i = 0; i < members.size(); ++i) {
+    Sequence& seq = *members[i];
+    if (!logits.ok()) {
+      fail(seq, logits.status());
+      continue;
     }
-    std::erase_if(running_, [](const Sequence& seq) { return seq.ended; });
+    const std::ptrdiff_t n = std::ssize(batch[i].tokens);
+    (seq.usage.completion_tokens > 0 ? report.decode_rows : report.prefill_rows) += n;
+    const int64_t logit_rows = batch[i].logits == LogitRows::kAll    ? n
+                               : batch[i].logits == LogitRows::kLast ? 1
+                                                                     : 0;
+    advance(seq, batch[i].tokens, *logits, row, logit_rows);
+    row += logit_rows;
   }
-  stats_.prefill_tokens += report.prefill_rows;
-  stats_.decode_tokens += report.decode_rows;
-  report.running = std::ssize(running_);
-  report.waiting = std::ssize(waiting_);
+  std::erase_if(running_, [](const Sequence& seq) { return seq.ended; });
   return report;
 }
 
-EngineStats EngineCore::stats() const {
-  EngineStats s = stats_;
-  s.running = std::ssize(running_);
-  s.waiting = std::ssize(waiting_);
-  s.sessions = std::ssize(sessions_);
-  s.free_pages = cache_->free_pages();
-  s.total_pages = cache_->total_pages();
-  s.workspace_bytes = runner_->workspace().bytes();
-  s.workspace_growths = runner_->workspace().growths();
-  return s;
+Result<StepReport> EngineCore::step() {
+  collect_mail();
+  drop_cancelled();
+  admit_waiting();
+  DSV4_ASSIGN(StepReport report, run_batch());
+  stats_.prefill_tokens += report.prefill_rows;
+  stats_.decode_tokens += report.decode_rows;
+  publish();
+  report.running = std::ssize(running_);
+  report.waiting = inbox_.stats().waiting;
+  return report;
+}
+
+void EngineCore::publish() {
+  stats_.running = std::ssize(running_);
+  stats_.waiting = std::ssize(waiting_);
+  stats_.free_pages = cache_->free_pages();
+  stats_.total_pages = cache_->total_pages();
+  stats_.workspace_bytes = runner_->workspace_bytes();
+  stats_.workspace_growths = runner_->workspace_growths();
+  inbox_.publish(stats_);
 }
 
 }  // namespace dsv4

@@ -2,72 +2,63 @@
 // loading; contracts of the public verbs stand in dsv4/engine.h.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
+#include <stop_token>
 #include <vector>
 
 #include "cache/kv_cache.h"
 #include "dsv4/status.h"
 #include "dsv4/types.h"
+#include "engine/inbox.h"
 #include "engine/memory_plan.h"
 #include "engine/runner.h"
 #include "engine/sampler.h"
+#include "engine/sequence.h"
 
 namespace dsv4 {
 
 class EngineCore {
  public:
+  // What a core works on; `limits` those that cache and runner were made with.
+  struct Parts {
+    EngineLimits limits;
+    int64_t vocab_size = 0;
+    int32_t eos_token = 0;
+    std::unique_ptr<KvCache> cache;
+    std::unique_ptr<StepRunner> runner;
+    std::function<Seconds()> clock;
+  };
+  explicit EngineCore(Parts parts);
   // `model`, `backend` and `ops` (the backend's table or a wrapper of it) must outlive the core.
   static Result<std::unique_ptr<EngineCore>> make(const Model& model, const EngineLimits& limits,
                                                   Backend& backend, const OpTable& ops);
 
+  // Any thread.
   Result<RequestId> submit(Request request, EventSink& sink);
-  Status cancel(RequestId id);
-  Result<StepReport> step();
-  EngineStats stats() const;
-  SessionId open_session();
-  Status close_session(SessionId id);
+  Status cancel(RequestId id) { return inbox_.cancel(id); }
+  SessionId open_session() { return inbox_.open_session(); }
+  Status close_session(SessionId id) { return inbox_.close_session(id); }
+  EngineStats stats() const { return inbox_.stats(); }
 
+  // The engine's thread.
+  Result<StepReport> step();
+  void wait(std::stop_token stop) { inbox_.wait(stop); }
   const KvCache& cache() const { return *cache_; }
 
  private:
-  using Clock = std::chrono::steady_clock;
-
-  struct Sequence {
-    RequestId id = 0;
-    Request request;
-    EventSink* sink = nullptr;
-    int64_t max_length = 0;  // tokens the cache may come to hold: the last one drawn never runs
-    uint64_t seed = 0;
-    bool cancelled = false;
-    bool ended = false;  // its sink has had the last word
-
-    SequenceCache cache;
-    std::vector<int32_t> tokens;  // prompt, then what was drawn
-    TokenHistory history;
-    Usage usage;
-    Clock::time_point started, first_token;
-
-    int64_t pending() const { return std::ssize(tokens) - cache.length(); }
-  };
-
   // What an idle session left in the cache: the rows of `tokens`.
   struct Session {
     SequenceCache cache;
     std::vector<int32_t> tokens;
-    bool busy = false;
-    bool closed = false;    // closed while its request runs
     int64_t last_used = 0;  // step number, for eviction
   };
 
-  EngineCore(const Model& model, const EngineLimits& limits, std::unique_ptr<KvCache> cache,
-             std::unique_ptr<Runner> runner);
-
-  Status check_request(const Request& request) const;
+  void collect_mail();
   void drop_cancelled();
   // First come, first served: nobody overtakes, and what was admitted can always run to its end,
   // since pages for its longest possible length are promised to it.
@@ -76,23 +67,29 @@ class EngineCore {
   void reuse_session(Sequence& seq);
   bool evict_idle_session(SessionId keep);
   int64_t free_pages() const;  // not promised to a running sequence
-  // Draws the token behind everything that ran.
-  void advance(Sequence& seq, std::span<const float> logits);
+  Result<StepReport> run_batch();
+  // The rows of one sequence have run; `logits` are those it asked for.
+  void advance(Sequence& seq, std::span<const int32_t> rows, const LogitsView& logits,
+               int64_t first_row, int64_t logit_rows);
+  void score_prompt(Sequence& seq, const LogitsView& logits, int64_t first_row, int64_t rows);
   void finish(Sequence& seq, FinishReason reason);
   void fail(Sequence& seq, const Status& status);
   // Gives the cache back, to the session where there is one and the rows are `sound`.
   void release(Sequence& seq, bool sound);
+  void publish();
 
-  const Model& model_;
   const EngineLimits limits_;
-  std::unique_ptr<KvCache> cache_;
-  std::unique_ptr<Runner> runner_;
+  const int64_t vocab_size_;
+  const int32_t eos_token_;
+  const std::unique_ptr<KvCache> cache_;
+  const std::unique_ptr<StepRunner> runner_;
+  const std::function<Seconds()> clock_;
+  Inbox inbox_;
+  Inbox::Mail mail_;
   Sampler sampler_;
   std::deque<Sequence> waiting_;
   std::deque<Sequence> running_;  // in order of admission
   std::map<SessionId, Session> sessions_;
-  RequestId next_request_ = 1;
-  SessionId next_session_ = 1;
   EngineStats stats_;
 };
 

@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kDefaultContext = 8192;
 constexpr int64_t kMaxSequences = 65536;
 constexpr int64_t kMaxChunk = 65536;
+constexpr int64_t kMaxQueue = 1 << 24;
 
 Status check_range(std::string_view option, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return {};
@@ -55,6 +56,9 @@ Result<EngineLimits> resolve_limits(const EngineOptions& o, const ModelConfig& c
   DSV4_TRY(check_range("max_sequences", o.max_sequences, 1, kMaxSequences));
   DSV4_TRY(check_range("prefill_chunk", o.prefill_chunk, 1, kMaxChunk));
   DSV4_TRY(check_range("max_rollback", o.max_rollback, 0, kMaxChunk));
+  DSV4_TRY(check_range("step_tokens", o.step_tokens, 0, kMaxChunk + kMaxSequences));
+  DSV4_TRY(check_range("max_queue", o.max_queue, 0, kMaxQueue));
+  DSV4_TRY(check_range("prompt_logprob_rows", o.prompt_logprob_rows, 0, kMaxChunk));
   DSV4_TRY(check_range("cache_tokens", o.cache_tokens, 0, std::numeric_limits<int64_t>::max() / 2));
 
   const int64_t spans = (l.context + spec.span - 1) / spec.span;
@@ -62,9 +66,11 @@ Result<EngineLimits> resolve_limits(const EngineOptions& o, const ModelConfig& c
   l.cache = {.max_sequences = o.max_sequences,
              .max_tokens = o.cache_tokens ? o.cache_tokens : o.max_sequences * spans * spec.span,
              .max_rollback = o.max_rollback};
-  l.batch = {.max_rows = l.prefill_chunk + o.max_sequences,
+  l.max_queue = o.max_queue;
+  l.prompt_logprob_rows = std::min(o.prompt_logprob_rows, l.prefill_chunk);
+  l.batch = {.max_rows = o.step_tokens ? o.step_tokens : l.prefill_chunk + o.max_sequences,
              .max_sequences = o.max_sequences,
-             .max_logit_rows = o.max_sequences,
+             .max_logit_rows = o.max_sequences + l.prompt_logprob_rows,
              .context = l.context};
   return l;
 }

@@ -17,6 +17,8 @@ namespace dsv4 {
 struct EngineLimits {
   int64_t context = 0;
   int64_t prefill_chunk = 0;
+  int64_t max_queue = 0;
+  int64_t prompt_logprob_rows = 0;
   CacheLimits cache;
   BatchLimits batch;
 };

@@ -27,7 +27,21 @@ struct LogitsView {
   }
 };
 
-class Runner {
+// What the engine needs of it; tests of the engine's decisions bring a cheaper one.
+class StepRunner {
+ public:
+  virtual ~StepRunner() = default;
+  // One forward pass over all sequences; logits in the order of `sequences` and of their rows. The
+  // caller commits every sequence (or as many of its rows as it accepts). On an error from before
+  // the launch no sequence has changed; on one of the launch the sequences' rows are reserved but
+  // not sound, so they have to be cleared. `launched`, where given, tells the two apart.
+  virtual Result<LogitsView> run(std::span<const SequenceRows> sequences,
+                                 bool* launched = nullptr) = 0;
+  virtual size_t workspace_bytes() const { return 0; }
+  virtual int64_t workspace_growths() const { return 0; }
+};
+
+class Runner : public StepRunner {
  public:
   // All four must outlive the runner. `ops` is the table in force, backend.ops() or a wrapper of
   // it.
@@ -39,11 +53,10 @@ class Runner {
     return BatchBuilder::device_bytes(limits, span);
   }
 
-  // One forward pass over all sequences; logits in the order of `sequences` and of their rows. The
-  // caller commits every sequence (or as many of its rows as it accepts). On an error from before
-  // the launch no sequence has changed; on one of the launch the sequences' rows are reserved but
-  // not sound, so they have to be cleared. `launched`, where given, tells the two apart.
-  Result<LogitsView> run(std::span<const SequenceRows> sequences, bool* launched = nullptr);
+  Result<LogitsView> run(std::span<const SequenceRows> sequences,
+                         bool* launched = nullptr) override;
+  size_t workspace_bytes() const override { return workspace_.bytes(); }
+  int64_t workspace_growths() const override { return workspace_.growths(); }
 
   // The pieces of run(), for those who look inside a step: prepare, then forward() or single layers
   // with activations(), cache().layers() and context(), then read_logits.

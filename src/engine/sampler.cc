@@ -22,6 +22,53 @@ double log_sum_exp(std::span<const float> logits, float largest) {
   return largest + std::log(sum);
 }
 
+// NaN and +inf, or nothing above -inf, are the fault of weights or backend.
+Result<float> largest_logit(std::span<const float> logits, int64_t position) {
+  float largest = -std::numeric_limits<float>::infinity();
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (!(logits[i] < std::numeric_limits<float>::infinity())) {
+      return Status(
+          Code::kInternal,
+          cat("sampling: logit of token ", i, " at position ", position, " is ", logits[i],
+              ": expected a number; the weights or the backend are broken, `dsv4 verify` "
+              "tells which"));
+    }
+    largest = std::max(largest, logits[i]);
+  }
+  if (!std::isfinite(largest)) {
+    return Status(Code::kInternal, cat("sampling: no finite logit among ", logits.size(),
+                                       " at position ", position));
+  }
+  return largest;
+}
+
+// -inf for every token without a bit. Most masks allow or forbid 64 neighbours at once.
+Status apply_mask(std::span<const uint64_t> allowed, int64_t position, std::span<float> logits) {
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  const size_t words = (logits.size() + 63) / 64;
+  if (allowed.size() < words) {
+    return Status(Code::kInternal, cat("sampling: the constraint's mask has ", allowed.size(),
+                                       " words, expected ", words));
+  }
+  for (size_t w = 0; w < words; ++w) {
+    const size_t first = w * 64, n = std::min<size_t>(64, logits.size() - first);
+    if (allowed[w] == ~uint64_t{0}) continue;
+    if (allowed[w] == 0) {
+      std::fill_n(logits.data() + first, n, kNever);
+      continue;
+    }
+    for (size_t i = 0; i < n; ++i) {
+      if ((allowed[w] >> i & 1) == 0) logits[first + i] = kNever;
+    }
+  }
+  if (*std::max_element(logits.begin(), logits.end()) == kNever) {
+    return Status(Code::kInvalidArgument,
+                  cat("sampling: the constraint allows no token at position ", position,
+                      "; its grammar cannot be continued"));
+  }
+  return {};
+}
+
 }  // namespace
 
 Status validate_sampling(const SamplingParams& p, int64_t vocab_size) {
@@ -55,23 +102,9 @@ Status validate_sampling(const SamplingParams& p, int64_t vocab_size) {
 }
 
 Result<SampledToken> Sampler::sample(std::span<const float> logits, const SamplingParams& params,
-                                     const TokenHistory& history, uint64_t seed, int64_t position) {
-  float raw_largest = -std::numeric_limits<float>::infinity();
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (!(logits[i] < std::numeric_limits<float>::infinity())) {  // NaN and +inf
-      return Status(
-          Code::kInternal,
-          cat("sampling: logit of token ", i, " at position ", position, " is ", logits[i],
-              ": expected a number; the weights or the backend are broken, `dsv4 verify` "
-              "tells which"));
-    }
-    raw_largest = std::max(raw_largest, logits[i]);
-  }
-  if (!std::isfinite(raw_largest)) {
-    return Status(Code::kInternal, cat("sampling: no finite logit among ", logits.size(),
-                                       " at position ", position));
-  }
-
+                                     const TokenHistory& history, uint64_t seed, int64_t position,
+                                     std::span<const uint64_t> allowed) {
+  DSV4_ASSIGN(const float raw_largest, largest_logit(logits, position));
   adjusted_.assign(logits.begin(), logits.end());
   const auto at = [this](int32_t id) -> float& { return adjusted_[static_cast<size_t>(id)]; };
   if (params.repetition_penalty != 1.0f) {
@@ -86,31 +119,45 @@ Result<SampledToken> Sampler::sample(std::span<const float> logits, const Sampli
     }
   }
   for (const auto& [id, bias] : params.logit_bias) at(id) += bias;
+  if (!allowed.empty()) DSV4_TRY(apply_mask(allowed, position, adjusted_));
 
   SampledToken out;
   out.token = draw(params, seed, position);
-
-  if (params.logprobs >= 0) {
-    const double norm = log_sum_exp(logits, raw_largest);
-    const auto logprob = [&](int32_t id) {
-      return static_cast<float>(static_cast<double>(logits[static_cast<size_t>(id)]) - norm);
-    };
-    out.logprob = logprob(out.token);
-    candidates_.clear();
-    for (size_t i = 0; i < logits.size(); ++i) {
-      candidates_.push_back({static_cast<int32_t>(i), logits[i]});
-    }
-    const auto n = std::min<std::ptrdiff_t>(params.logprobs, std::ssize(candidates_));
-    std::partial_sort(candidates_.begin(), candidates_.begin() + n, candidates_.end(),
-                      [](const Candidate& a, const Candidate& b) {
-                        return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-                      });
-    for (std::ptrdiff_t i = 0; i < n; ++i) {
-      const int32_t id = candidates_[static_cast<size_t>(i)].id;
-      out.top.push_back({id, logprob(id)});
-    }
-  }
+  add_logprobs(logits, raw_largest, params.logprobs, out);
   return out;
+}
+
+Result<SampledToken> Sampler::score(std::span<const float> logits, int32_t token, int32_t logprobs,
+                                    int64_t position) {
+  DSV4_ASSIGN(const float largest, largest_logit(logits, position));
+  SampledToken out;
+  out.token = token;
+  add_logprobs(logits, largest, logprobs, out);
+  return out;
+}
+
+void Sampler::add_logprobs(std::span<const float> logits, float largest, int32_t logprobs,
+                           SampledToken& out) {
+  if (logprobs < 0) return;
+  const double norm = log_sum_exp(logits, largest);
+  const auto logprob = [&](int32_t id) {
+    return static_cast<float>(static_cast<double>(logits[static_cast<size_t>(id)]) - norm);
+  };
+  out.logprob = logprob(out.token);
+  if (logprobs == 0) return;
+  candidates_.clear();
+  for (size_t i = 0; i < logits.size(); ++i) {
+    candidates_.push_back({static_cast<int32_t>(i), logits[i]});
+  }
+  const auto n = std::min<std::ptrdiff_t>(logprobs, std::ssize(candidates_));
+  std::partial_sort(candidates_.begin(), candidates_.begin() + n, candidates_.end(),
+                    [](const Candidate& a, const Candidate& b) {
+                      return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+                    });
+  for (std::ptrdiff_t i = 0; i < n; ++i) {
+    const int32_t id = candidates_[static_cast<size_t>(i)].id;
+    out.top.push_back({id, logprob(id)});
+  }
 }
 
 int32_t Sampler::draw(const SamplingParams& params, uint64_t seed, int64_t position) {

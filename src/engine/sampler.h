@@ -41,8 +41,13 @@ class Sampler {
  public:
   // `logits` [V] of the row before `position`. NaN, +inf or nothing above -inf is an error; -inf is
   // a token that cannot be drawn. `params` must have passed validate_sampling.
+  // Of the tokens that `allowed` has a bit for, where it is not empty (see TokenConstraint).
   Result<SampledToken> sample(std::span<const float> logits, const SamplingParams& params,
-                              const TokenHistory& history, uint64_t seed, int64_t position);
+                              const TokenHistory& history, uint64_t seed, int64_t position,
+                              std::span<const uint64_t> allowed = {});
+  // A token that was not drawn: its log probability and the best ones beside it, for logprobs >= 0.
+  Result<SampledToken> score(std::span<const float> logits, int32_t token, int32_t logprobs,
+                             int64_t position);
 
  private:
   struct Candidate {
@@ -50,6 +55,8 @@ class Sampler {
     float logit;
   };
 
+  void add_logprobs(std::span<const float> logits, float largest, int32_t logprobs,
+                    SampledToken& out);
   int32_t draw(const SamplingParams& params, uint64_t seed, int64_t position);
   // Makes candidates_ the part of adjusted_ that survives top-k, top-p and min-p.
   void truncate(const SamplingParams& params, float largest);

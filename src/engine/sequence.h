@@ -1,0 +1,43 @@
+// Sequence: one request on its way, from the engine's thread's point of view.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "dsv4/types.h"
+#include "engine/sampler.h"
+
+namespace dsv4 {
+
+// Seconds of a steady clock; tests bring their own.
+using Seconds = double;
+
+struct Sequence {
+  RequestId id = 0;
+  Request request;
+  EventSink* sink = nullptr;
+  int64_t context = 0;     // longest this one may become
+  int64_t max_length = 0;  // tokens the cache may come to hold: the last one drawn never runs
+  uint64_t seed = 0;
+  bool cancelled = false;
+  bool ended = false;  // its sink has had the last word
+
+  SequenceCache cache;
+  std::vector<int32_t> tokens;  // prompt, then the answer
+  TokenHistory history;         // filled where penalties need it
+  size_t next_forced = 0;       // in request.forced
+  size_t forced_done = 0;       // tokens of that one already in the answer
+  int64_t prompt_scored = 0;    // tokens of the prompt told to on_prompt_token
+  Usage usage;
+  Seconds submitted = 0, started = -1, first_token = 0;
+
+  int64_t prompt() const { return usage.prompt_tokens; }
+  // Tokens that are not in the cache yet: one while it decodes.
+  int64_t pending() const { return std::ssize(tokens) - cache.length(); }
+  bool scores_prompt() const {
+    return request.prompt_logprobs >= 0 && prompt_scored < usage.prompt_tokens;
+  }
+};
+
+}  // namespace dsv4
