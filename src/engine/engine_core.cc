@@ -6,8 +6,6 @@
 #include <utility>
 
 #include "base/str.h"
-#include "engine/next_token.h"
-#include "engine/scheduler.h"
 
 namespace dsv4 {
 namespace {
@@ -82,11 +80,11 @@ Result<RequestId> EngineCore::submit(Request request, EventSink& sink) {
 void EngineCore::collect_mail() {
   inbox_.collect(mail_);
   for (Inbox::Submitted& m : mail_.requests) {
-    Sequence& seq = waiting_.emplace_back();
+    Sequence& seq = *waiting_.emplace_back(std::make_unique<Sequence>());
     Request& r = m.request;
     seq.id = m.id;
     seq.sink = m.sink;
-    seq.submitted = m.time;
+    seq.submitted = seq.queued_since = m.time;
     seq.context = r.max_context > 0 ? std::min(r.max_context, limits_.context) : limits_.context;
     seq.max_length = longest_length(r, seq.context);
     seq.seed = r.sampling.seed ? *r.sampling.seed : random_seed();
@@ -99,70 +97,8 @@ void EngineCore::collect_mail() {
   for (const SessionId id : mail_.closed) sessions_.erase(id);
   for (const RequestId id : mail_.cancelled) {
     for (auto* list : {&running_, &waiting_}) {
-      for (Sequence& seq : *list) seq.cancelled = seq.cancelled || seq.id == id;
+      for (const auto& seq : *list) seq->cancelled = seq->cancelled || seq->id == id;
     }
-  }
-}
-
-int64_t EngineCore::free_pages() const {
-  int64_t pages = cache_->free_pages();
-  for (const Sequence& seq : running_) {
-    const auto held = static_cast<int64_t>(seq.cache.pages().size());
-    pages -= std::max<int64_t>(0, cache_->pages_for(seq.max_length) - held);
-  }
-  return pages;
-}
-
-bool EngineCore::evict_idle_session(SessionId keep) {
-  Session* oldest = nullptr;
-  for (auto& [id, session] : sessions_) {
-    if (id == keep || !session.cache) continue;
-    if (!oldest || session.last_used < oldest->last_used) oldest = &session;
-  }
-  if (!oldest) return false;
-  oldest->cache.free();
-  oldest->tokens.clear();
-  return true;
-}
-
-void EngineCore::reuse_session(Sequence& seq) {
-  if (seq.request.session == 0) return;
-  Session& session = sessions_[seq.request.session];
-  if (!session.cache) return;
-  seq.cache = std::move(session.cache);
-  const auto [ours, theirs] = std::mismatch(seq.tokens.begin(), seq.tokens.end(),
-                                            session.tokens.begin(), session.tokens.end());
-  // The last token of the prompt has to run in any case: its logits are what is asked for. So does
-  // all of it where the prompt's own log probabilities are.
-  int64_t common = std::min<int64_t>(ours - seq.tokens.begin(), std::ssize(seq.tokens) - 1);
-  if (seq.scores_prompt()) common = 0;
-  if (!seq.cache.rollback(seq.cache.length() - common).ok()) seq.cache.clear();
-  session.tokens.clear();
-  seq.usage.cached_tokens = seq.cache.length();
-  stats_.cached_tokens += seq.usage.cached_tokens;
-}
-
-void EngineCore::admit_waiting() {
-  while (!waiting_.empty()) {
-    Sequence& seq = waiting_.front();
-    Session* const session = seq.request.session != 0 ? &sessions_[seq.request.session] : nullptr;
-    const bool has_cache = session && session->cache;
-    const int64_t held = has_cache ? static_cast<int64_t>(session->cache.pages().size()) : 0;
-    const int64_t pages = cache_->pages_for(seq.max_length) - held;
-    if (pages > free_pages() || (!has_cache && cache_->free_slots() == 0)) {
-      if (evict_idle_session(seq.request.session)) continue;
-      return;
-    }
-    reuse_session(seq);
-    if (!seq.cache) {
-      auto opened = cache_->open();
-      if (!opened.ok()) return;  // there is a free slot, see above
-      seq.cache = std::move(opened).value();
-    }
-    seq.started = clock_();
-    seq.usage.queue_seconds = seq.started - seq.submitted;
-    running_.push_back(std::move(seq));
-    waiting_.pop_front();
   }
 }
 
@@ -186,41 +122,57 @@ void EngineCore::finish(Sequence& seq, FinishReason reason) {
   if (seq.usage.completion_tokens > 0) {
     seq.usage.prefill_seconds = seq.first_token - seq.started;
     seq.usage.decode_seconds = now - seq.first_token;
-  } else if (seq.started >= 0) {
+  } else if (seq.started_once()) {
     seq.usage.prefill_seconds = now - seq.started;
   }
+  if (last_end_ >= 0) {
+    constexpr double kSmooth = 0.2;
+    const double interval = now - last_end_;
+    end_interval_ += (end_interval_ > 0 ? kSmooth : 1.0) * (interval - end_interval_);
+  }
+  last_end_ = now;
   ++(reason == FinishReason::kCancelled ? stats_.cancelled : stats_.finished);
   release(seq, true);
   seq.ended = true;
-  seq.sink->on_finish(seq.id, reason, seq.usage);
+  timed_sink([&] { seq.sink->on_finish(seq.id, reason, seq.usage); });
 }
 
 void EngineCore::fail(Sequence& seq, const Status& status) {
   ++stats_.failed;
   release(seq, false);
   seq.ended = true;
-  seq.sink->on_error(seq.id, status);
+  timed_sink([&] { seq.sink->on_error(seq.id, status); });
+}
+
+template <class F>
+void EngineCore::timed_sink(F&& call) {
+  const Seconds begin = clock_();
+  call();
+  sink_seconds_ += clock_() - begin;
 }
 
 void EngineCore::drop_cancelled() {
   for (auto* list : {&running_, &waiting_}) {
-    for (Sequence& seq : *list) {
-      if (seq.cancelled) finish(seq, FinishReason::kCancelled);
+    for (const auto& seq : *list) {
+      if (seq->cancelled) finish(*seq, FinishReason::kCancelled);
     }
-    std::erase_if(*list, [](const Sequence& seq) { return seq.ended; });
+    std::erase_if(*list, [](const auto& seq) { return seq->ended; });
   }
 }
 
-// Row i of the prompt gives the log probability of token i + 1.
+// The row at position p gives the log probability of token p + 1. After a preemption rows run again
+// whose tokens were told before.
 void EngineCore::score_prompt(Sequence& seq, const LogitsView& logits, int64_t first_row,
                               int64_t rows) {
-  const auto tell = [&seq](const SampledToken& s, bool known) {
+  const auto tell = [&](const SampledToken& s, bool known) {
     TokenEvent event{.token = s.token, .position = seq.prompt_scored++, .top = s.top};
     if (known) event.logprob = s.logprob;
-    seq.sink->on_prompt_token(seq.id, event);
+    timed_sink([&] { seq.sink->on_prompt_token(seq.id, event); });
   };
   if (seq.prompt_scored == 0) tell({.token = seq.tokens[0]}, false);
+  const int64_t first = seq.cache.length() - rows;
   for (int64_t i = 0; i < rows && seq.scores_prompt(); ++i) {
+    if (first + i + 1 < seq.prompt_scored) continue;
     const int32_t token = seq.tokens[static_cast<size_t>(seq.prompt_scored)];
     const auto scored = sampler_.score(logits.row(first_row + i), token,
                                        seq.request.prompt_logprobs, seq.prompt_scored);
@@ -229,49 +181,46 @@ void EngineCore::score_prompt(Sequence& seq, const LogitsView& logits, int64_t f
   }
 }
 
+void EngineCore::tell_token(Sequence& seq, const NextToken& next) {
+  TokenEvent event{.token = next.sampled.token,
+                   .position = std::ssize(seq.tokens) - 1,
+                   .logprob = std::nullopt,
+                   .top = next.sampled.top,
+                   .forced = next.forced};
+  if (seq.request.sampling.logprobs >= 0) event.logprob = next.sampled.logprob;
+  timed_sink([&] { seq.sink->on_token(seq.id, event); });
+}
+
 void EngineCore::advance(Sequence& seq, std::span<const int32_t> rows, const LogitsView& logits,
                          int64_t first_row, int64_t logit_rows) {
   if (const Status status = seq.cache.commit(std::ssize(rows)); !status.ok()) {
     return fail(seq, status);
   }
   if (seq.usage.completion_tokens == 0) {
-    seq.sink->on_prefill(seq.id, seq.cache.length(), seq.prompt());
+    timed_sink([&] { seq.sink->on_prefill(seq.id, seq.cache.length(), seq.prompt()); });
   }
   if (seq.scores_prompt()) score_prompt(seq, logits, first_row, logit_rows);
   if (seq.ended || seq.pending() > 0) return;
   if (seq.request.max_tokens == 0) return finish(seq, FinishReason::kMaxTokens);
 
+  const Seconds begin = clock_();
   auto next = next_token(seq, logits.row(first_row + logit_rows - 1), sampler_);
+  const Seconds end = clock_();
+  sample_seconds_ += end - begin;
   if (!next.ok()) return fail(seq, next.status());
-  if (seq.usage.completion_tokens == 1) seq.first_token = clock_();
-  const SampledToken& drawn = next->sampled;
-  TokenEvent event{.token = drawn.token,
-                   .position = std::ssize(seq.tokens) - 1,
-                   .logprob = std::nullopt,
-                   .top = drawn.top,
-                   .forced = next->forced};
-  if (seq.request.sampling.logprobs >= 0) event.logprob = drawn.logprob;
-  seq.sink->on_token(seq.id, event);
+  if (seq.usage.completion_tokens == 1) seq.first_token = end;
+  tell_token(seq, *next);
   if (const auto reason = end_reason(seq, eos_token_)) finish(seq, *reason);
 }
 
 Result<StepReport> EngineCore::run_batch() {
   StepReport report;
-  std::vector<int64_t> pending;
-  for (const Sequence& seq : running_) {
-    // A prompt that is scored needs room for the logits of its rows.
-    pending.push_back(seq.scores_prompt() ? std::min(seq.pending(), limits_.prompt_logprob_rows)
-                                          : seq.pending());
-  }
-  const std::vector<int64_t> rows =
-      plan_step(pending, limits_.prefill_chunk, limits_.batch.max_rows);
+  const std::vector<int64_t> rows = plan_step();
   std::vector<SequenceRows> batch;
   std::vector<Sequence*> members;
-  bool scoring = false;
   for (size_t i = 0; i < rows.size(); ++i) {
-    Sequence& seq = running_[i];
-    if (rows[i] == 0 || (scoring && seq.scores_prompt())) continue;
-    scoring = scoring || seq.scores_prompt();
+    if (rows[i] == 0) continue;
+    Sequence& seq = *running_[i];
     const auto first = static_cast<size_t>(seq.cache.length());
     const LogitRows logits = seq.scores_prompt()        ? LogitRows::kAll
                              : rows[i] == seq.pending() ? LogitRows::kLast
@@ -286,7 +235,9 @@ Result<StepReport> EngineCore::run_batch() {
   if (batch.empty()) return report;
 
   ++stats_.steps;
+  const Seconds begin = clock_();
   auto logits = runner_->run(batch);
+  stats_.forward_seconds += clock_() - begin;
   int64_t row = 0;
   for (size_t i = 0; i < members.size(); ++i) {
     Sequence& seq = *members[i];
@@ -294,25 +245,36 @@ Result<StepReport> EngineCore::run_batch() {
       fail(seq, logits.status());
       continue;
     }
+    seq.last_run = stats_.steps;
     const std::ptrdiff_t n = std::ssize(batch[i].tokens);
-    (seq.usage.completion_tokens > 0 ? report.decode_rows : report.prefill_rows) += n;
+    (seq.decodes() ? report.decode_rows : report.prefill_rows) += n;
     const int64_t logit_rows = batch[i].logits == LogitRows::kAll    ? n
                                : batch[i].logits == LogitRows::kLast ? 1
                                                                      : 0;
     advance(seq, batch[i].tokens, *logits, row, logit_rows);
     row += logit_rows;
   }
-  std::erase_if(running_, [](const Sequence& seq) { return seq.ended; });
+  std::erase_if(running_, [](const auto& seq) { return seq->ended; });
   return report;
 }
 
 Result<StepReport> EngineCore::step() {
+  const Seconds begin = clock_();
+  const double forward_before = stats_.forward_seconds;
+  sink_seconds_ = sample_seconds_ = 0;
   collect_mail();
   drop_cancelled();
   admit_waiting();
   DSV4_ASSIGN(StepReport report, run_batch());
   stats_.prefill_tokens += report.prefill_rows;
   stats_.decode_tokens += report.decode_rows;
+
+  const double total = clock_() - begin;
+  if (report.prefill_rows + report.decode_rows > 0) stats_.step_time.add(total);
+  stats_.sink_seconds += sink_seconds_;
+  stats_.sample_seconds += sample_seconds_;
+  stats_.schedule_seconds +=
+      total - (stats_.forward_seconds - forward_before) - sink_seconds_ - sample_seconds_;
   publish();
   report.running = std::ssize(running_);
   report.waiting = inbox_.stats().waiting;
@@ -322,6 +284,8 @@ Result<StepReport> EngineCore::step() {
 void EngineCore::publish() {
   stats_.running = std::ssize(running_);
   stats_.waiting = std::ssize(waiting_);
+  // The queue has room again when one of those that run has ended.
+  stats_.retry_after_seconds = end_interval_ > 0 ? end_interval_ : 1.0;
   stats_.free_pages = cache_->free_pages();
   stats_.total_pages = cache_->total_pages();
   stats_.workspace_bytes = runner_->workspace_bytes();

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -16,6 +15,7 @@
 #include "dsv4/types.h"
 #include "engine/inbox.h"
 #include "engine/memory_plan.h"
+#include "engine/next_token.h"
 #include "engine/runner.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
@@ -60,23 +60,35 @@ class EngineCore {
 
   void collect_mail();
   void drop_cancelled();
-  // First come, first served: nobody overtakes, and what was admitted can always run to its end,
-  // since pages for its longest possible length are promised to it.
+
+  // engine_admission.cc: who has a place in the cache.
   void admit_waiting();
+  bool fits(const Sequence& seq) const;
+  bool make_place(const Sequence& seq);
+  void admit(size_t index);
   // Takes the session's cache over as far as the prompt agrees with it.
   void reuse_session(Sequence& seq);
   bool evict_idle_session(SessionId keep);
-  int64_t free_pages() const;  // not promised to a running sequence
+  const Session* cached_session(const Sequence& seq) const;
+  // Back to the queue; what it had in the cache will be computed again.
+  void preempt(size_t index);
+  int64_t lacking_pages(std::span<const int64_t> rows) const;
+
+  std::vector<int64_t> plan_step();
   Result<StepReport> run_batch();
   // The rows of one sequence have run; `logits` are those it asked for.
   void advance(Sequence& seq, std::span<const int32_t> rows, const LogitsView& logits,
                int64_t first_row, int64_t logit_rows);
   void score_prompt(Sequence& seq, const LogitsView& logits, int64_t first_row, int64_t rows);
+  void tell_token(Sequence& seq, const NextToken& next);
   void finish(Sequence& seq, FinishReason reason);
   void fail(Sequence& seq, const Status& status);
   // Gives the cache back, to the session where there is one and the rows are `sound`.
   void release(Sequence& seq, bool sound);
   void publish();
+  // Runs what calls a sink and counts its time.
+  template <class F>
+  void timed_sink(F&& call);
 
   const EngineLimits limits_;
   const int64_t vocab_size_;
@@ -87,10 +99,12 @@ class EngineCore {
   Inbox inbox_;
   Inbox::Mail mail_;
   Sampler sampler_;
-  std::deque<Sequence> waiting_;
-  std::deque<Sequence> running_;  // in order of admission
+  std::vector<std::unique_ptr<Sequence>> waiting_;
+  std::vector<std::unique_ptr<Sequence>> running_;
   std::map<SessionId, Session> sessions_;
   EngineStats stats_;
+  Seconds sink_seconds_ = 0, sample_seconds_ = 0;  // of the running step
+  Seconds last_end_ = -1, end_interval_ = 0;       // between requests that ended, smoothed
 };
 
 }  // namespace dsv4

@@ -56,7 +56,9 @@ Result<EngineLimits> resolve_limits(const EngineOptions& o, const ModelConfig& c
   DSV4_TRY(check_range("max_sequences", o.max_sequences, 1, kMaxSequences));
   DSV4_TRY(check_range("prefill_chunk", o.prefill_chunk, 1, kMaxChunk));
   DSV4_TRY(check_range("max_rollback", o.max_rollback, 0, kMaxChunk));
-  DSV4_TRY(check_range("step_tokens", o.step_tokens, 0, kMaxChunk + kMaxSequences));
+  if (o.step_tokens != 0) {  // two: one for who decodes, one for who waits
+    DSV4_TRY(check_range("step_tokens", o.step_tokens, 2, kMaxChunk + kMaxSequences));
+  }
   DSV4_TRY(check_range("max_queue", o.max_queue, 0, kMaxQueue));
   DSV4_TRY(check_range("prompt_logprob_rows", o.prompt_logprob_rows, 0, kMaxChunk));
   DSV4_TRY(check_range("cache_tokens", o.cache_tokens, 0, std::numeric_limits<int64_t>::max() / 2));

@@ -20,6 +20,9 @@ struct Sequence {
   int64_t context = 0;     // longest this one may become
   int64_t max_length = 0;  // tokens the cache may come to hold: the last one drawn never runs
   uint64_t seed = 0;
+  int64_t level = 0;     // see scheduler.h; set at admission
+  int64_t last_run = 0;  // step number
+  Seconds queued_since = 0, waited = 0;
   bool cancelled = false;
   bool ended = false;  // its sink has had the last word
 
@@ -33,8 +36,11 @@ struct Sequence {
   Seconds submitted = 0, started = -1, first_token = 0;
 
   int64_t prompt() const { return usage.prompt_tokens; }
+  bool started_once() const { return started >= 0; }
   // Tokens that are not in the cache yet: one while it decodes.
   int64_t pending() const { return std::ssize(tokens) - cache.length(); }
+  bool decodes() const { return usage.completion_tokens > 0 && pending() == 1; }
+  int64_t held_pages() const { return std::ssize(cache.pages()); }
   bool scores_prompt() const {
     return request.prompt_logprobs >= 0 && prompt_scored < usage.prompt_tokens;
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 
 #include "ops/backend.h"
@@ -24,8 +25,14 @@ class HostBackend : public Backend {
                   [](void* p, size_t) { std::free(p); });
   }
   Result<std::unique_ptr<Stream>> make_stream() override { return std::make_unique<Stream>(); }
-  Status upload(Stream&, void*, const void*, size_t) override { return {}; }
-  Status download(Stream&, void*, const void*, size_t) override { return {}; }
+  Status upload(Stream&, void* dst, const void* src, size_t bytes) override {
+    std::memcpy(dst, src, bytes);
+    return {};
+  }
+  Status download(Stream&, void* dst, const void* src, size_t bytes) override {
+    std::memcpy(dst, src, bytes);
+    return {};
+  }
   Status synchronize(Stream&) override { return {}; }
   Result<PackedWeight> pack(const PackRequest&) override { return PackedWeight(); }
   Status unpack(const PackedWeight&, int64_t, void*, void*) override { return {}; }

@@ -1,0 +1,60 @@
+// An EngineCore over FakeRunner with a clock of its own: thousands of steps in no time.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include "engine/engine_core.h"
+#include "unit/cache/host_backend.h"
+#include "unit/engine/fake_runner.h"
+
+namespace dsv4::testing {
+
+struct SimulationOptions {
+  int64_t context = 200;
+  int64_t max_sequences = 4;
+  int64_t pages = 16;
+  int64_t prefill_chunk = 24;
+  int64_t step_tokens = 0;
+  int64_t max_queue = 0;
+  int64_t max_rollback = 3;
+};
+
+struct Simulation {
+  explicit Simulation(const SimulationOptions& o) {
+    const CacheSpec spec = fake_spec();
+    EngineCore::Parts parts;
+    parts.limits.context = o.context;
+    parts.limits.prefill_chunk = o.prefill_chunk;
+    parts.limits.max_queue = o.max_queue;
+    parts.limits.prompt_logprob_rows = 5;
+    parts.limits.cache = {.max_sequences = o.max_sequences,
+                          .max_tokens = o.pages * spec.span,
+                          .max_rollback = o.max_rollback};
+    parts.limits.batch = {
+        .max_rows = o.step_tokens ? o.step_tokens : o.prefill_chunk + o.max_sequences,
+        .max_sequences = o.max_sequences,
+        .max_logit_rows = o.max_sequences + 5,
+        .context = o.context};
+    parts.vocab_size = FakeRunner::kVocab;
+    parts.eos_token = 0;
+    auto made = KvCache::make(spec, parts.limits.cache, backend);
+    EXPECT_TRUE(made.ok()) << made.status().message();
+    parts.cache = std::move(made).value();
+    auto fake = std::make_unique<FakeRunner>(spec, *parts.cache, parts.limits.batch);
+    runner = fake.get();
+    // A step costs a little and its rows a little more.
+    runner->on_run = [this](int64_t rows) { now += 0.01 + 0.001 * static_cast<double>(rows); };
+    parts.runner = std::move(fake);
+    parts.clock = [this] { return now; };
+    core = std::make_unique<EngineCore>(std::move(parts));
+  }
+
+  HostBackend backend;
+  double now = 1;
+  FakeRunner* runner = nullptr;
+  std::unique_ptr<EngineCore> core;
+};
+
+}  // namespace dsv4::testing
