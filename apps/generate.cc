@@ -11,8 +11,8 @@
 #include "base/str.h"
 #include "engine/sampler.h"
 #include "progress.h"
-#include "stop_filter.h"
 #include "text/chat_format.h"
+#include "text/stop_filter.h"
 
 namespace dsv4::apps {
 namespace {

@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   int exit_code = dsv4::apps::kExitOk;
   dsv4::apps::add_run(app, exit_code);
   dsv4::apps::add_chat(app, exit_code);
+  dsv4::apps::add_serve(app, exit_code);
   dsv4::apps::add_logits(app, exit_code);
   dsv4::apps::add_verify(app, exit_code);
   dsv4::apps::add_encode(app, exit_code);

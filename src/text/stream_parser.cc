@@ -52,7 +52,7 @@ void StreamParser::plain(std::vector<StreamEvent>& events, bool final) {
   while (state_ == State::kReasoning || state_ == State::kContent) {
     const bool reasoning = state_ == State::kReasoning;
     const std::initializer_list<std::string_view> markers = {
-        kToolCallsBegin, kEos, kDsmlOpen, kDsmlClose, kDsml, reasoning ? kThinkEnd : kEos};
+        kToolCallsBegin, kEos, kDsmlOpen, kDsmlClose, kDsml, kThinkEnd, kThinkBegin, kBos};
     const std::string_view rest = std::string_view(text_).substr(at_);
     size_t first = rest.npos;
     std::string_view found;
@@ -72,7 +72,9 @@ void StreamParser::plain(std::vector<StreamEvent>& events, bool final) {
     }
     emit(rest.substr(0, first), events);
     at_ += first + found.size();
-    if (found == kThinkEnd) {
+    if (found == kThinkBegin || found == kBos) {
+      // Out of place; what follows still is text.
+    } else if (found == kThinkEnd) {
       state_ = State::kContent;
     } else if (found == kToolCallsBegin && !reasoning) {
       state_ = State::kTools;

@@ -37,6 +37,9 @@ class StreamParser {
   // parse() says of the whole completion. On an error, so_far() is what could be read.
   Result<AssistantMessage> finish(std::vector<StreamEvent>& events);
 
+  // What comes next is still reasoning.
+  bool in_reasoning() const { return state_ == State::kReasoning; }
+
   // Everything that was emitted.
   const AssistantMessage& so_far() const { return so_far_; }
 

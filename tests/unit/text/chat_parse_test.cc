@@ -177,6 +177,14 @@ TEST(StreamParser, TextCutOffIsNotLost) {
   EXPECT_EQ(parser.so_far().content, "a <");
 }
 
+TEST(StreamParser, MarkersOutOfPlaceAreNotText) {
+  StreamParser parser(kChat);
+  std::vector<StreamEvent> events;
+  parser.feed("a </think> b <think>c", events);
+  EXPECT_FALSE(parser.finish(events).ok());
+  EXPECT_EQ(assemble(events).content, "a  b c");
+}
+
 TEST(SharedEncoding, ParseCases) {
   if (!has_shared("encoding/parse_cases.json")) {
     GTEST_SKIP() << "../shared/encoding is absent: its 250 completions are not checked";

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-namespace dsv4::apps {
+namespace dsv4 {
 
 class StopFilter {
  public:
@@ -18,7 +18,12 @@ class StopFilter {
     if (found_) return {};
     held_ += text;
     size_t end = std::string::npos;
-    for (const std::string& stop : stops_) end = std::min(end, held_.find(stop));
+    for (const std::string& stop : stops_) {
+      const size_t at = held_.find(stop);
+      if (at >= end) continue;
+      end = at;
+      found_string_ = stop;
+    }
     if (end != std::string::npos) {
       found_ = true;
       return take(end);
@@ -35,6 +40,8 @@ class StopFilter {
   // What was held back, at the end of the text.
   std::string finish() { return found_ ? std::string() : take(held_.size()); }
   bool found() const { return found_; }
+  // The one that ended the text.
+  const std::string& found_string() const { return found_string_; }
 
  private:
   std::string take(size_t n) {
@@ -44,8 +51,8 @@ class StopFilter {
   }
 
   std::vector<std::string> stops_;  // none is empty
-  std::string held_;
+  std::string held_, found_string_;
   bool found_ = false;
 };
 
-}  // namespace dsv4::apps
+}  // namespace dsv4

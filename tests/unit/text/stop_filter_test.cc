@@ -1,8 +1,8 @@
-#include "apps/stop_filter.h"
+#include "text/stop_filter.h"
 
 #include <gtest/gtest.h>
 
-namespace dsv4::apps {
+namespace dsv4 {
 namespace {
 
 // The text that comes out when `text` goes in in pieces of `piece` bytes.
@@ -36,4 +36,4 @@ TEST(StopFilter, WhatOnlyLookedLikeAStopComesOut) {
 }
 
 }  // namespace
-}  // namespace dsv4::apps
+}  // namespace dsv4

@@ -1,0 +1,57 @@
+#include "server/answers.h"
+
+namespace dsv4::server {
+namespace {
+
+struct Answers {
+  std::vector<std::shared_ptr<Generation>> generations;
+  std::shared_ptr<AnswerWriter> writer;
+  size_t left = 0;
+  bool failed = false;
+
+  void abandon() {
+    for (const auto& generation : generations) generation->abandon();
+    generations.clear();
+  }
+};
+
+}  // namespace
+
+Status start_answers(App& app, const std::shared_ptr<Exchange>& exchange,
+                     std::vector<GenerationSpec> specs, std::shared_ptr<AnswerWriter> writer) {
+  const auto answers = std::make_shared<Answers>();
+  answers->writer = std::move(writer);
+  answers->left = specs.size();
+  for (size_t i = 0; i < specs.size(); ++i) {
+    auto started = Generation::start(
+        app, exchange, std::move(specs[i]),
+        [answers, i](const Delta& delta) {
+          if (!answers->failed) answers->writer->on_delta(i, delta);
+        },
+        [answers, i, &app](const Result<Outcome>& outcome) {
+          if (answers->failed) return;
+          if (!outcome.ok()) {
+            answers->failed = true;
+            answers->writer->on_error(api_error(outcome.status()));
+            return answers->abandon();
+          }
+          app.metrics.usage(outcome->prompt_tokens, outcome->cached_tokens,
+                            outcome->completion_tokens);
+          answers->writer->on_outcome(i, *outcome);
+          if (--answers->left == 0) answers->writer->on_complete();
+        });
+    if (!started.ok()) {
+      answers->failed = true;
+      answers->abandon();
+      return started.status();
+    }
+    answers->generations.push_back(std::move(started).value());
+  }
+  exchange->set_on_close([answers] {
+    answers->failed = true;
+    answers->abandon();
+  });
+  return {};
+}
+
+}  // namespace dsv4::server
