@@ -144,6 +144,7 @@ void add_serve(CLI::App& app, int& exit_code) {
       ->check(CLI::PositiveNumber)
       ->group(engine);
   o->engine.max_sequences = 32;
+  o->engine.prefix.enabled = true;
   c->add_option("--max-sequences", o->engine.max_sequences, "Answers computed at the same time")
       ->check(CLI::PositiveNumber)
       ->capture_default_str()
@@ -151,6 +152,17 @@ void add_serve(CLI::App& app, int& exit_code) {
   c->add_option("--cache-tokens", o->engine.cache_tokens,
                 "Tokens that the cache holds, over all sequences (default: ctx * max-sequences)")
       ->check(CLI::PositiveNumber)
+      ->group(engine);
+  c->add_option("--max-queue", o->engine.max_queue,
+                "Requests that may wait; more are refused with 429")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->group(engine);
+  c->add_flag("--prefix-cache,!--no-prefix-cache", o->engine.prefix.enabled,
+              "Keep prompts for requests that begin the same way")
+      ->group(engine);
+  c->add_option("--cache-dir", o->engine.prefix.disk_dir,
+                "Folder for the part of the prefix cache that survives a restart")
       ->group(engine);
   c->add_option("--chunk", o->engine.prefill_chunk, "Prompt tokens per step")
       ->check(CLI::PositiveNumber)

@@ -1,5 +1,7 @@
 #include "server/answers.h"
 
+#include <algorithm>
+
 namespace dsv4::server {
 namespace {
 
@@ -17,7 +19,7 @@ struct Answers {
 
 }  // namespace
 
-Status start_answers(App& app, const std::shared_ptr<Exchange>& exchange,
+std::optional<ApiError> start_answers(App& app, const std::shared_ptr<Exchange>& exchange,
                      std::vector<GenerationSpec> specs, std::shared_ptr<AnswerWriter> writer) {
   const auto answers = std::make_shared<Answers>();
   answers->writer = std::move(writer);
@@ -43,7 +45,11 @@ Status start_answers(App& app, const std::shared_ptr<Exchange>& exchange,
     if (!started.ok()) {
       answers->failed = true;
       answers->abandon();
-      return started.status();
+      ApiError error = api_error(started.status());
+      if (error.status == 429) {
+        error.retry_after = static_cast<int>(std::clamp(app.engine.stats().retry_after_seconds, 1.0, 600.0));
+      }
+      return error;
     }
     answers->generations.push_back(std::move(started).value());
   }
@@ -51,7 +57,7 @@ Status start_answers(App& app, const std::shared_ptr<Exchange>& exchange,
     answers->failed = true;
     answers->abandon();
   });
-  return {};
+  return std::nullopt;
 }
 
 }  // namespace dsv4::server

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "server/api_error.h"
@@ -24,7 +25,7 @@ class AnswerWriter {
 
 // Starts a generation for each spec. When the client goes away all of them end. An error of the
 // first start is returned and nothing is called; `writer` has not begun to answer then.
-Status start_answers(App& app, const std::shared_ptr<Exchange>& exchange,
-                     std::vector<GenerationSpec> specs, std::shared_ptr<AnswerWriter> writer);
+std::optional<ApiError> start_answers(App& app, const std::shared_ptr<Exchange>& exchange,
+                                      std::vector<GenerationSpec> specs, std::shared_ptr<AnswerWriter> writer);
 
 }  // namespace dsv4::server

@@ -77,6 +77,10 @@ ApiError api_error(const Status& status) {
     case Code::kNotFound:
       error.status = 404;
       break;
+    case Code::kTooLong:
+      error.code = "context_length_exceeded";
+      break;
+    case Code::kUnavailable:
     case Code::kResourceExhausted:
       error.status = 429;
       error.code = "rate_limit_exceeded";

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/str.h"
+#include "text/chat_format.h"
 
 namespace dsv4::server {
 namespace {
@@ -100,6 +101,11 @@ std::optional<GenerationSpec> make_spec(App& app, Conversation c, Problem& probl
   spec.request.sampling = std::move(c.sampling);
   spec.request.max_tokens = c.max_tokens;
   spec.mode = answer_mode;
+  if (c.thinking.budget && answer_mode == chat::ThinkingMode::kThinking) {
+    if (const auto end = app.tokenizer.token_id(chat::kThinkEnd)) {
+      spec.request.forced.push_back({.after = *c.thinking.budget, .tokens = {*end}, .unless = {*end}});
+    }
+  }
   spec.stops = std::move(c.stops);
   return spec;
 }

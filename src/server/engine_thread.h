@@ -1,10 +1,8 @@
-// The engine behind a thread of its own: requests and cancellations come from any thread.
+// The engine on a thread of its own.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <thread>
 
 #include "dsv4/engine.h"
@@ -17,23 +15,19 @@ class EngineThread {
   ~EngineThread() { stop(); }
 
   const ModelInfo& info() const { return engine_->info(); }
-  // The sink is called on the engine's thread.
   Result<RequestId> submit(Request request, EventSink& sink);
   void cancel(RequestId id);
-  EngineStats stats();
-  // Delivers the end of requests that were cancelled, then ends the thread.
+  EngineStats stats() const { return engine_->stats(); }
+  // False once the engine as a whole has failed: nothing is answered any more.
+  bool healthy() const { return !failed_; }
+
+  // Ends the thread, then lets requests that were cancelled have their last word here.
   void stop();
 
  private:
-  void run();
-
   std::unique_ptr<Engine> engine_;
-  std::mutex mutex_;
-  std::condition_variable work_;
-  std::atomic<int> callers_{0};
-  bool stop_ = false;
-  bool idle_ = true;
-  std::thread thread_;
+  std::atomic<bool> failed_{false};
+  std::jthread thread_;
 };
 
 }  // namespace dsv4::server

@@ -59,10 +59,17 @@ void Generation::leave(F&& change) noexcept {
   if (post) exchange_->post([self = shared_from_this()] { self->drain(); });
 }
 
+void Generation::on_prompt_token(RequestId, const TokenEvent& event) noexcept {
+  leave([&](Arrival& a) {
+    a.prompt_tokens.push_back(
+        {event.token, event.logprob, {event.top.begin(), event.top.end()}, Clock::now()});
+  });
+}
+
 void Generation::on_token(RequestId, const TokenEvent& event) noexcept {
   leave([&](Arrival& a) {
-    a.tokens.push_back({event.token, event.logprob, {event.top.begin(), event.top.end()},
-                        Clock::now()});
+    a.tokens.push_back(
+        {event.token, event.logprob, {event.top.begin(), event.top.end()}, Clock::now()});
   });
 }
 
@@ -86,13 +93,16 @@ void Generation::drain() {
     arrival = std::exchange(inbox_, {});
     drain_posted_ = false;
   }
+  outcome_.prompt_logprobs.insert(outcome_.prompt_logprobs.end(), arrival.prompt_tokens.begin(),
+                                  arrival.prompt_tokens.end());
+  delta_.prompt_tokens = std::move(arrival.prompt_tokens);
   for (const TokenInfo& info : arrival.tokens) {
     if (ended_ || stopped_) break;
     token(info);
   }
   if (!ended_ && (arrival.finish || !arrival.error.ok())) {
     finish(arrival);
-  } else if (!ended_ && on_delta_ && (!delta_.events.empty() || !delta_.tokens.empty())) {
+  } else if (!ended_ && on_delta_ && !delta_.empty()) {
     on_delta_(delta_);
   }
   delta_ = {};
@@ -200,7 +210,7 @@ void Generation::done(const Result<Outcome>& outcome) {
                                                                           : "stop");
   const auto on_delta = std::exchange(on_delta_, nullptr);
   const auto on_done = std::exchange(on_done_, nullptr);
-  if (on_delta && (!delta_.events.empty() || !delta_.tokens.empty())) on_delta(delta_);
+  if (on_delta && !delta_.empty()) on_delta(delta_);
   if (on_done) on_done(outcome);
 }
 

@@ -39,6 +39,8 @@ struct TokenInfo {
 struct Delta {
   std::vector<chat::StreamEvent> events;
   std::vector<TokenInfo> tokens;  // of the content, where log probabilities were asked for
+  std::vector<TokenInfo> prompt_tokens;  // where theirs were asked for; before everything else
+  bool empty() const { return events.empty() && tokens.empty() && prompt_tokens.empty(); }
 };
 
 enum class StopReason { kEnd, kStopString, kLength, kToolCalls, kCancelled };
@@ -47,7 +49,7 @@ struct Outcome {
   StopReason reason = StopReason::kEnd;
   std::string stop_string;  // the one found
   chat::AssistantMessage message;
-  std::vector<TokenInfo> tokens;  // as in Delta, all of them
+  std::vector<TokenInfo> tokens, prompt_logprobs;  // as in Delta, all of them
   int64_t prompt_tokens = 0, cached_tokens = 0;
   int64_t completion_tokens = 0;  // up to the end that the client sees
   int64_t reasoning_tokens = 0;   // of these
@@ -70,7 +72,7 @@ class Generation final : public EventSink, public std::enable_shared_from_this<G
   using Clock = std::chrono::steady_clock;
 
   struct Arrival {
-    std::vector<TokenInfo> tokens;
+    std::vector<TokenInfo> tokens, prompt_tokens;
     std::optional<FinishReason> finish;
     Usage usage;
     Status error;
@@ -80,6 +82,7 @@ class Generation final : public EventSink, public std::enable_shared_from_this<G
              OnDone on_done);
 
   // On the engine's thread.
+  void on_prompt_token(RequestId id, const TokenEvent& event) noexcept override;
   void on_token(RequestId id, const TokenEvent& event) noexcept override;
   void on_finish(RequestId id, FinishReason reason, const Usage& usage) noexcept override;
   void on_error(RequestId id, const Status& status) noexcept override;

@@ -89,6 +89,38 @@ std::string Metrics::text(const EngineStats& e, int64_t connections) const {
   one(out, "dsv4_decode_rows_total", "Decode rows run.", "counter", e.decode_tokens);
   one(out, "dsv4_cache_pages_free", "Free pages of the cache.", "gauge", e.free_pages);
   one(out, "dsv4_cache_pages", "All pages of the cache.", "gauge", e.total_pages);
+  one(out, "dsv4_requests_refused_total", "Refused because the queue was full.", "counter",
+      e.refused);
+  one(out, "dsv4_preemptions_total", "Sequences that gave up their place.", "counter",
+      e.preemptions);
+  one(out, "dsv4_draft_tokens_total", "Tokens drafted.", "counter", e.drafted_tokens);
+  one(out, "dsv4_draft_tokens_accepted_total", "Of these, accepted.", "counter", e.accepted_tokens);
+  const PrefixCacheStats& prefix = e.prefix;
+  one(out, "dsv4_prefix_cache_lookups_total", "Requests that asked the prefix cache.", "counter",
+      prefix.lookups);
+  one(out, "dsv4_prefix_cache_hits_total", "Of these, found something.", "counter", prefix.hits);
+  one(out, "dsv4_prefix_cache_asked_tokens_total", "Prompt tokens asked for.", "counter",
+      prefix.asked_tokens);
+  one(out, "dsv4_prefix_cache_reused_tokens_total", "Of these, not computed again.", "counter",
+      prefix.reused_tokens);
+  const std::pair<std::string_view, const PrefixCacheStats::Tier*> tiers[] = {
+      {"device", &prefix.device}, {"host", &prefix.host}, {"disk", &prefix.disk}};
+  const auto tiered = [&](std::string_view name, std::string_view help, std::string_view type,
+                          const auto& value) {
+    head(out, name, help, type);
+    for (const auto& [tier, stats] : tiers) {
+      out += cat(name, "{tier=\"", tier, "\"} ", value(*stats), "\n");
+    }
+  };
+  using Tier = PrefixCacheStats::Tier;
+  tiered("dsv4_prefix_cache_bytes", "Held, by tier.", "gauge",
+         [](const Tier& t) { return t.bytes; });
+  tiered("dsv4_prefix_cache_page_hits_total", "Pages taken, by tier.", "counter",
+         [](const Tier& t) { return t.page_hits; });
+  tiered("dsv4_prefix_cache_snapshot_hits_total", "Snapshots taken, by tier.", "counter",
+         [](const Tier& t) { return t.snapshot_hits; });
+  tiered("dsv4_prefix_cache_evictions_total", "Evictions, by tier.", "counter",
+         [](const Tier& t) { return t.evictions; });
   first_.print(out, "dsv4_time_to_first_token_seconds", "From submission to the first token.");
   next_.print(out, "dsv4_inter_token_seconds", "Between tokens of one answer.");
   return out;

@@ -23,6 +23,8 @@ constexpr Route kRoutes[] = {
     {"GET", "/v1/models", models, true},
     {"GET", "/v1/models/", models, true},
     {"POST", "/v1/chat/completions", chat_completions, true},
+    {"POST", "/v1/completions", completions, true},
+    {"POST", "/v1/responses", responses, true},
     {"POST", "/v1/messages", messages, true},
     {"POST", "/v1/messages/count_tokens", count_tokens, true},
     {"POST", "/tokenize", tokenize, true},

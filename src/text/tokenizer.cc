@@ -168,6 +168,10 @@ std::optional<std::string_view> Tokenizer::token_bytes(int32_t id) const {
   return std::string_view(data_->bytes).substr(span.begin, span.size);
 }
 
+bool Tokenizer::is_added(int32_t id) const {
+  return id >= 0 && id < vocab_size() && data_->spans[static_cast<size_t>(id)].added;
+}
+
 bool Tokenizer::is_special(int32_t id) const {
   return id >= 0 && id < vocab_size() && data_->spans[static_cast<size_t>(id)].special;
 }

@@ -43,6 +43,9 @@ class Tokenizer {
   // An added token that the file marks "special": skipped by decoders that are asked to.
   bool is_special(int32_t id) const;
 
+  // A token with a content of its own, "special" or not: a marker, never made by merging bytes.
+  bool is_added(int32_t id) const;
+
   // One more than the largest id.
   int32_t vocab_size() const;
 

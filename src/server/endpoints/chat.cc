@@ -302,9 +302,8 @@ void chat_completions(App& app, const std::shared_ptr<Exchange>& exchange) {
   if (!problem.any()) spec = make_spec(app, std::move(request.conversation), problem);
   if (problem.any()) return exchange->respond(error_response(Dialect::kOpenAi, problem.error()));
   const auto writer = std::make_shared<ChatWriter>(app, exchange, request);
-  const Status status =
-      start_answers(app, exchange, repeat(std::move(*spec), request.n), writer);
-  if (!status.ok()) return exchange->respond(error_response(Dialect::kOpenAi, api_error(status)));
+  const auto error = start_answers(app, exchange, repeat(std::move(*spec), request.n), writer);
+  if (error) return exchange->respond(error_response(Dialect::kOpenAi, *error));
   writer->begin();
 }
 

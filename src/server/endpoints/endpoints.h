@@ -15,6 +15,8 @@ void health(App& app, const std::shared_ptr<Exchange>& exchange);
 void metrics(App& app, const std::shared_ptr<Exchange>& exchange);
 void models(App& app, const std::shared_ptr<Exchange>& exchange);
 void chat_completions(App& app, const std::shared_ptr<Exchange>& exchange);
+void completions(App& app, const std::shared_ptr<Exchange>& exchange);
+void responses(App& app, const std::shared_ptr<Exchange>& exchange);
 void messages(App& app, const std::shared_ptr<Exchange>& exchange);
 void count_tokens(App& app, const std::shared_ptr<Exchange>& exchange);
 void tokenize(App& app, const std::shared_ptr<Exchange>& exchange);

@@ -3,8 +3,9 @@
 
 namespace dsv4::server {
 
-void health(App&, const std::shared_ptr<Exchange>& exchange) {
-  exchange->respond({.body = "{\"status\": \"ok\"}"});
+void health(App& app, const std::shared_ptr<Exchange>& exchange) {
+  if (app.engine.healthy()) return exchange->respond({.body = "{\"status\": \"ok\"}"});
+  exchange->respond({.status = 503, .body = "{\"status\": \"failed\"}"});
 }
 
 }  // namespace dsv4::server

@@ -172,9 +172,9 @@ void messages(App& app, const std::shared_ptr<Exchange>& exchange) {
   if (problem.any()) return exchange->respond(error_response(Dialect::kAnthropic, problem.error()));
   const auto writer =
       std::make_shared<MessageWriter>(app, exchange, stream, std::ssize(spec->request.prompt));
-  const Status status = start_answers(app, exchange, {std::move(*spec)}, writer);
-  if (!status.ok()) {
-    return exchange->respond(error_response(Dialect::kAnthropic, api_error(status)));
+  const auto error = start_answers(app, exchange, {std::move(*spec)}, writer);
+  if (error) {
+    return exchange->respond(error_response(Dialect::kAnthropic, *error));
   }
   writer->begin();
 }
