@@ -54,6 +54,7 @@ ordered_json machine_json(const Backend& backend, const std::optional<bench::Pea
   if (peaks) {
     j["read_gb_per_s"] = peaks->read_bytes_per_s * 1e-9;
     j["fma_gflop_per_s"] = peaks->flops_per_s * 1e-9;
+    if (peaks->bf16_flops_per_s > 0) j["bf16_dot_gflop_per_s"] = peaks->bf16_flops_per_s * 1e-9;
     j["peak_isa"] = peaks->isa;
     j["peak_threads"] = peaks->threads;
     j["last_level_cache_bytes"] = bench::last_level_cache();
@@ -64,9 +65,10 @@ ordered_json machine_json(const Backend& backend, const std::optional<bench::Pea
 void print_machine(const Backend& backend, const std::optional<bench::Peaks>& peaks) {
   std::printf("device  %s\n", backend.describe().c_str());
   if (peaks) {
-    std::printf("peak    read %.2f GB/s, FP32 FMA %.1f GFLOP/s (%d threads, %s), measured now\n",
-                peaks->read_bytes_per_s * 1e-9, peaks->flops_per_s * 1e-9, peaks->threads,
-                peaks->isa.c_str());
+    std::printf("peak    read %.2f GB/s, FP32 FMA %.1f GFLOP/s", peaks->read_bytes_per_s * 1e-9,
+                peaks->flops_per_s * 1e-9);
+    if (peaks->bf16_flops_per_s > 0) std::printf(", BF16 dot %.1f GFLOP/s", peaks->bf16_flops_per_s * 1e-9);
+    std::printf(" (%d threads, %s), measured now\n", peaks->threads, peaks->isa.c_str());
   }
   std::printf("\n");
 }
@@ -104,9 +106,9 @@ void print_op(const bench::OpTiming& t) {
   std::printf("%-14s %-40s %5lld %11.1f %8.2f %8.1f ", t.op.c_str(), t.name.c_str(),
               static_cast<long long>(t.rows), t.us, t.bytes_per_s * 1e-9, t.flops_per_s * 1e-9);
   if (t.roofline > 0.0)
-    std::printf("%5.1f%% %-3s ", 100.0 * t.roofline, t.memory_bound ? "mem" : "fma");
+    std::printf("%5.1f%% %-4s ", 100.0 * t.roofline, t.memory_bound ? "mem" : "flop");
   else
-    std::printf("%6s %-3s ", "-", "");
+    std::printf("%6s %-4s ", "-", "");
   if (t.reference_us > 0.0)
     std::printf("%7.1fx ", t.reference_us / t.us);
   else
@@ -160,9 +162,9 @@ void print_model(const bench::ModelBenchResult& r, const std::optional<bench::Pe
               static_cast<double>(r.bytes) * 1e-9 / seconds,
               static_cast<double>(r.flops) * 1e-9 / seconds);
   if (peaks) {
-    std::printf(" = %.1f%% of the read bandwidth, %.1f%% of the FMA rate",
+    std::printf(" = %.1f%% of the read bandwidth, %.1f%% of the best rate of multiply-adds",
                 100.0 * static_cast<double>(r.bytes) / seconds / peaks->read_bytes_per_s,
-                100.0 * static_cast<double>(r.flops) / seconds / peaks->flops_per_s);
+                100.0 * static_cast<double>(r.flops) / seconds / peaks->best_flops_per_s());
   }
   std::printf("\n\n%-14s %7s %11s %6s %10s %8s %8s  %s\n", "op", "calls", "ms", "time", "MB",
               "GB/s", "GFLOP/s", "impl");
@@ -194,7 +196,7 @@ ordered_json model_json(const bench::ModelBenchResult& r,
       {"gflop_per_s", static_cast<double>(r.flops) * 1e-9 / seconds}};
   if (peaks) {
     j["share_of_read_bandwidth"] = static_cast<double>(r.bytes) / seconds / peaks->read_bytes_per_s;
-    j["share_of_fma_rate"] = static_cast<double>(r.flops) / seconds / peaks->flops_per_s;
+    j["share_of_flop_rate"] = static_cast<double>(r.flops) / seconds / peaks->best_flops_per_s();
   }
   if (r.fill_tokens_per_s > 0.0) j["context_tokens_per_s"] = r.fill_tokens_per_s;
   j["ops"] = ordered_json::array();

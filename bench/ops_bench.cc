@@ -74,7 +74,7 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
   t.flops_per_s = static_cast<double>(c.cost.flops) / (t.us * 1e-6);
   if (peaks) {
     const double memory = static_cast<double>(bytes) / peaks->read_bytes_per_s;
-    const double arithmetic = static_cast<double>(c.cost.flops) / peaks->flops_per_s;
+    const double arithmetic = static_cast<double>(c.cost.flops) / peaks->best_flops_per_s();
     t.memory_bound = memory >= arithmetic;
     // What fits into the cache even with all copies is not held to the speed of memory.
     const bool cold = t.copies * bytes > last_level_cache();

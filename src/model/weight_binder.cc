@@ -4,6 +4,7 @@
 
 #include "base/str.h"
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/mapped_file.h"
 #include "checkpoint/validate.h"
 #include "model/rope.h"
 #include "model/weights.h"
@@ -220,6 +221,9 @@ class Binder {
     bytes_ += out.bytes();
     for (const WeightSource& s : request.sources) {
       done_ += static_cast<int64_t>(s.weight.bytes() + (s.scale.data ? s.scale.bytes() : 0));
+      // The packed copy is what is read from now on; both together may be more than there is memory.
+      drop_pages(s.weight);
+      if (s.scale.data) drop_pages(s.scale);
     }
     if (progress_) progress_({.stage = "loading weights", .done = done_, .total = total_, .unit = "bytes"});
     return {};

@@ -1,5 +1,6 @@
 // Attention, index scores and pooling. Heads lie across lanes for the scores and columns of the value
 // rows for the output, so that neither needs a reduction across lanes.
+#define DSV4_CPU_NO_BF16
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backends/cpu/attention_kernels.cc"
 #include "backends/cpu/targets.h"

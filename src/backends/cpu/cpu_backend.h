@@ -12,7 +12,7 @@ namespace dsv4 {
 
 struct CpuOptions {
   int threads = 0;  // 0: $DSV4_THREADS, else one per usable core
-  std::string isa;  // "": $DSV4_CPU_ISA, else the best of the machine; avx512, avx2, sse4, neon, scalar
+  std::string isa;  // "": $DSV4_CPU_ISA, else the best of the machine; avx512_bf16, avx512, avx2, neon, scalar
 };
 
 Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options = {});

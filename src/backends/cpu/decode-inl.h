@@ -1,5 +1,5 @@
-// From packed weights to floats in registers: one struct per format. Values are exact; a format's
-// constant power of two may be left to its scale.
+// From packed weights to units in registers (simd-inl.h): one struct per format. Values are exact; a
+// format's constant power of two may be left to its scale.
 #if defined(DSV4_CPU_DECODE_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef DSV4_CPU_DECODE_INL
 #undef DSV4_CPU_DECODE_INL
@@ -29,7 +29,7 @@ HWY_INLINE V16 ue8m0_scales(const uint8_t* bytes) {
 
 // An E4M3 code in the high byte of each half word, moved into place as an FP16: value * 2^-8. FP16 has
 // exponent range enough for subnormal codes, so nothing here meets a subnormal FP32, which would cost
-// hundreds of cycles.
+// hundreds of cycles. The two NaN codes, which `pack` refuses, would come out as +-480.
 HWY_INLINE VF e4m3_high(hn::Vec<DH> code) {
   const hn::RebindToSigned<DH> ds;
   const auto shifted = hn::ShiftRight<1>(hn::BitCast(ds, code));
@@ -37,6 +37,7 @@ HWY_INLINE VF e4m3_high(hn::Vec<DH> code) {
   return hn::PromoteTo(DF(), hn::BitCast(hn::Rebind<hwy::float16_t, DF>(), bits));
 }
 
+#if HWY_TARGET != HWY_AVX3_DL
 // The low nibble of each word as E2M1.
 HWY_INLINE VF e2m1_low_nibble(VU word) {
   const DU du;
@@ -62,15 +63,18 @@ HWY_INLINE VF e2m1_low_nibble(VU word) {
   return hn::BitCast(DF(), hn::Or(hn::BitCast(du, mag), sign));
 #endif
 }
+#endif
 
-// Every format: kGroup values of K make one partial sum; kStep of them lie together in memory.
+// Every format: kGroup values of K make one partial sum; kStep of them lie together in memory, in
+// kStepBytes, and fill kUnits units.
 //   load(block, step)              the codes of values step*kStep ... of K
-//   take(codes, i)                 value i of them; called with i = 0, 1, ... kStep-1 in turn
+//   take(codes, i)                 unit i of them; called with i = 0, 1, ... kUnits-1 in turn
 //   scale(block, group, global)    per row
 
 struct Fp4Values {
   static constexpr int kGroup = 16;
   static constexpr int kStep = 8;
+  static constexpr int kUnits = kStep / kUnitValues;
   static constexpr int64_t kStepBytes = 64;
   struct Codes {
     VU v[kParts];
@@ -82,15 +86,26 @@ struct Fp4Values {
     for (size_t i = 0; i < kParts; ++i) c.v[i] = hn::LoadU(DU(), words + i * kLanes);
     return c;
   }
-  static HWY_INLINE V16 take(Codes& c, int) {
+#if HWY_TARGET == HWY_AVX3_DL
+  static HWY_INLINE V16 take(Codes& c, int index) {
+    // BF16 bits. The permutation reads the low five bits of an index; the highest of them is foreign.
+    alignas(64) static constexpr uint16_t kTable[32] = {
+        0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,
+        0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0, 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
+        0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
+    const __m512i values = _mm512_permutexvar_epi16(c.v[0].raw, _mm512_load_si512(kTable));
+    if (index + 1 < kUnits) c.v[0].raw = _mm512_srli_epi16(c.v[0].raw, 4);
+    return V16{{VF{_mm512_castsi512_ps(values)}}};
+  }
+#else
+  static HWY_INLINE V16 take(Codes& c, int index) {
+    const int shift = index / 2 * 4 + (index % 2 == 0 ? 16 : 0);
     V16 r;
     DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) {
-      r.v[i] = e2m1_low_nibble(c.v[i]);
-      c.v[i] = hn::ShiftRight<4>(c.v[i]);
-    }
+    for (size_t i = 0; i < kParts; ++i) r.v[i] = e2m1_low_nibble(hn::ShiftRightSame(c.v[i], shift));
     return r;
   }
+#endif
 };
 
 struct Mxfp4 : Fp4Values {
@@ -115,11 +130,64 @@ struct Nvfp4 : Fp4Values {
   }
 };
 
-struct Fp8 {
-  static constexpr WeightFormat kFormat = WeightFormat::kFp8Tile128;
-  static constexpr int kGroup = 32;
+#if HWY_TARGET == HWY_AVX3_DL
+// The two bytes of BF16 for every magnitude of E4M3.
+struct E4m3Table {
+  alignas(64) uint8_t high[128] = {}, low[128] = {};
+  constexpr E4m3Table() {
+    for (uint32_t code = 0; code < 128; ++code) {
+      uint32_t bits = (code << 4) + (120u << 7);
+      if (code < 8) {  // code * 2^-9
+        const uint32_t top = code >= 4 ? 2 : code >= 2 ? 1 : 0;  // the leading one's place
+        bits = code == 0 ? 0 : (118 + top) << 7 | ((code << (7 - top)) & 0x7f);
+      }
+      if (code == 127) bits = 0x7fc0;
+      high[code] = static_cast<uint8_t>(bits >> 8);
+      low[code] = static_cast<uint8_t>(bits & 0xff);
+    }
+  }
+};
+
+// Bytes of the codes that unit `index` of a step consists of, the first of each pair in the high half.
+struct E4m3Places {
+  alignas(64) uint8_t bytes[2][64] = {};
+  constexpr E4m3Places() {
+    for (int i = 0; i < 64; ++i) {
+      for (int unit = 0; unit < 2; ++unit) {
+        bytes[unit][i] = static_cast<uint8_t>(unit * 32 + i / 4 * 2 + (i % 4 < 2 ? 1 : 0));
+      }
+    }
+  }
+};
+
+struct Fp8Values {
+  static constexpr int kStep = 4;
+  static constexpr int kUnits = 2;
+  static constexpr int64_t kStepBytes = 64;
+  static constexpr float kFactor = 1.0f;
+  using Codes = __m512i;
+  static HWY_INLINE Codes load(const uint8_t* block, int step) {
+    return _mm512_loadu_si512(block + step * kStepBytes);
+  }
+  static HWY_INLINE V16 take(Codes c, int index) {
+    static constexpr E4m3Table kTable;
+    static constexpr E4m3Places kPlaces;
+    const auto at = [](const uint8_t* p) HWY_ATTR { return _mm512_load_si512(p); };
+    const __m512i codes = _mm512_permutexvar_epi8(at(kPlaces.bytes[index]), c);
+    const __m512i high = _mm512_permutex2var_epi8(at(kTable.high), codes, at(kTable.high + 64));
+    // Low bytes looked up, high bytes still the code, whose sign is the value's.
+    const __m512i low = _mm512_mask2_permutex2var_epi8(at(kTable.low), codes, 0x5555555555555555ull,
+                                                       at(kTable.low + 64));
+    const __m512i use_high = _mm512_set1_epi16(0x7f00);
+    return V16{{VF{_mm512_castsi512_ps(_mm512_ternarylogic_epi32(use_high, high, low, 0xca))}}};
+  }
+};
+#else
+struct Fp8Values {
   static constexpr int kStep = 2;
+  static constexpr int kUnits = 2;
   static constexpr int64_t kStepBytes = 32;
+  static constexpr float kFactor = 256.0f;
   struct Codes {
     hn::Vec<DH> v[kParts];
   };
@@ -136,10 +204,16 @@ struct Fp8 {
     for (size_t i = 0; i < kParts; ++i) r.v[i] = e4m3_high(index == 0 ? hn::ShiftLeft<8>(c.v[i]) : c.v[i]);
     return r;
   }
+};
+#endif
+
+struct Fp8 : Fp8Values {
+  static constexpr WeightFormat kFormat = WeightFormat::kFp8Tile128;
+  static constexpr int kGroup = 32;
   static HWY_INLINE V16 scale(const uint8_t* block, int, float) {
     V16 s = ue8m0_scales(block + block_value_bytes(kFormat));
     DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) s.v[i] = hn::Mul(s.v[i], hn::Set(DF(), 256.0f));
+    for (size_t i = 0; i < kParts; ++i) s.v[i] = hn::Mul(s.v[i], hn::Set(DF(), kFactor));
     return s;
   }
 };
@@ -147,32 +221,33 @@ struct Fp8 {
 struct Bf16 {
   static constexpr WeightFormat kFormat = WeightFormat::kBf16;
   static constexpr int kGroup = 32;
-  static constexpr int kStep = 1;
-  static constexpr int64_t kStepBytes = 32;
-  using Codes = const bf16*;
+  static constexpr int kStep = 2;
+  static constexpr int kUnits = kStep / kUnitValues;
+  static constexpr int64_t kStepBytes = 64;
+  using Codes = const uint32_t*;
   static HWY_INLINE Codes load(const uint8_t* block, int step) {
-    return reinterpret_cast<const bf16*>(block) + step * kTileRows;
+    return reinterpret_cast<const uint32_t*>(block) + step * kTileRows;
   }
-  static HWY_INLINE V16 take(Codes values, int) {
+  static HWY_INLINE V16 take(Codes pairs, int index) {
+    const DU du;
     V16 r;
     DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) r.v[i] = load_bf16(values + i * kLanes);
+    for (size_t i = 0; i < kParts; ++i) {
+      VU pair = hn::LoadU(du, pairs + i * kLanes);
+      if constexpr (kUnits == 2) {
+        pair = index == 0 ? hn::And(pair, hn::Set(du, 0xffff0000u)) : hn::ShiftLeft<16>(pair);
+      }
+      r.v[i] = hn::BitCast(DF(), pair);
+    }
     return r;
   }
   static HWY_INLINE V16 scale(const uint8_t*, int, float) { return set16(1.0f); }
 };
 
+// Stays FP32 whatever a unit is; see `dot_f32`.
 struct F32 {
   static constexpr WeightFormat kFormat = WeightFormat::kF32;
   static constexpr int kGroup = 32;
-  static constexpr int kStep = 1;
-  static constexpr int64_t kStepBytes = 64;
-  using Codes = const float*;
-  static HWY_INLINE Codes load(const uint8_t* block, int step) {
-    return reinterpret_cast<const float*>(block) + step * kTileRows;
-  }
-  static HWY_INLINE V16 take(Codes values, int) { return load16(values); }
-  static HWY_INLINE V16 scale(const uint8_t*, int, float) { return set16(1.0f); }
 };
 
 }  // namespace dsv4::cpu::HWY_NAMESPACE

@@ -12,9 +12,10 @@
 
 namespace dsv4::cpu {
 
-// Rows of activations lie in panels: rows 12p .. 12p+11 as [Kp][rows of the panel] floats, so that one
-// step of k reads consecutive values. The last panel holds what is left; Kp = K rounded up to kTileK,
-// filled with zeros. A single row is therefore a plain vector.
+// Rows of activations lie in panels: rows 12p .. 12p+11 as [Kp / unit_values][rows of the panel] units, so
+// that one step along K reads consecutive units. A unit is a float, or where unit_values is 2 the bits of
+// two BF16 values of K, the first in the high half. The last panel holds what is left; Kp = K rounded up
+// to kTileK, filled with zeros. A single row is therefore a plain vector.
 inline constexpr int64_t kPanelRows = 12;
 // Rows multiplied with one decoded piece of weights, and tiles decoded together, at most.
 inline constexpr int64_t kUnitRows = 22 * kPanelRows;
@@ -23,12 +24,13 @@ inline constexpr int64_t kUnitTiles = 8;
 inline constexpr int64_t kDecodeFloats = kUnitTiles * kTileRows * (kTileK + kMaxGroups);
 
 struct LinearKernels {
+  int64_t unit_values = 1;  // values of K in a unit
   // out[r * tiles * 16 + i] = row r of x times row i of `tiles` consecutive tiles; r < n <= kUnitRows.
   // The sums have the same order whatever n and tiles are: groups of kGroup values of K ascending,
   // each a chain of fused multiply-adds from zero, times its scale, added to the total ascending.
   void (*multiply)(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n,
                    float* decoded, float* out);
-  // BF16 -> act8 -> dequantised floats, or BF16 -> float; [K] -> [Kp] zero-padded.
+  // BF16 -> act8 -> dequantised, or BF16 as it is; [K] -> [Kp / unit_values] units, zero-padded.
   void (*expand_act8)(const bf16* x, int64_t K, float* out);
   void (*expand_bf16)(const bf16* x, int64_t K, float* out);
   void (*round_bf16)(const float* x, int64_t n, bf16* out);

@@ -32,7 +32,9 @@ void run_jobs(Core& c, const Job* jobs, int64_t count, int worker, float* scratc
 Status linear_stack(OpContext& ctx, const LinearStackArgs& a) {
   if (a.T == 0) return {};
   Core& c = core(ctx);
-  Panels act8{.rows = a.T, .K = a.K, .act8 = true}, plain{.rows = a.T, .K = a.K};
+  const LinearKernels& kernels = c.kernels.linear;
+  Panels act8{.kernels = &kernels, .rows = a.T, .K = a.K, .act8 = true};
+  Panels plain{.kernels = &kernels, .rows = a.T, .K = a.K};
   std::array<Job, kMaxStackedLinears> jobs;
   bool any_act8 = false, any_plain = false;
   for (int32_t i = 0; i < a.n; ++i) {
@@ -45,19 +47,19 @@ Status linear_stack(OpContext& ctx, const LinearStackArgs& a) {
   }
   Workspace::Scope scope(ctx.workspace);
   DSV4_ASSIGN(float* scratch, take_worker_scratch(scope, c.pool));
-  DSV4_ASSIGN(act8.data, scope.take<float>(any_act8 ? act8.floats() : 0));
-  DSV4_ASSIGN(plain.data, scope.take<float>(any_plain ? plain.floats() : 0));
+  DSV4_ASSIGN(act8.data, scope.take<float>(any_act8 ? act8.units() : 0));
+  DSV4_ASSIGN(plain.data, scope.take<float>(any_plain ? plain.units() : 0));
 
   auto fill = [&](IndexRange items, float* temp) {
     const auto row = [&](int64_t t) { return a.x + t * a.K; };
     for (int64_t i = items.begin; i < items.end; ++i) {
-      if (any_act8) act8.fill(c.kernels.linear, i, row, temp);
-      if (any_plain) plain.fill(c.kernels.linear, i, row, temp);
+      if (any_act8) act8.fill(i, row, temp);
+      if (any_plain) plain.fill(i, row, temp);
     }
   };
   // A short input is filled faster than workers meet at a barrier.
   constexpr int64_t kShort = 16 * kChunk;
-  const bool alone = plain.floats() <= kShort;
+  const bool alone = plain.rows * plain.padded() <= kShort;
   if (alone) fill({0, plain.items()}, WorkerScratch(scratch, 0).row);
   c.pool.run([&](int worker) {
     if (!alone) {
@@ -81,13 +83,13 @@ Status grouped_linear(OpContext& ctx, const GroupedLinearArgs& a) {
   DSV4_TRY(check_dim("grouped_linear", "groups", w.groups, a.G));
   const int64_t K = a.w.cols;
   // Group g's rows are panels of their own, one set after the other.
-  Panels x{.rows = a.T, .K = K};
+  Panels x{.kernels = &c.kernels.linear, .rows = a.T, .K = K};
   Workspace::Scope scope(ctx.workspace);
   DSV4_ASSIGN(float* scratch, take_worker_scratch(scope, c.pool));
-  DSV4_ASSIGN(x.data, scope.take<float>(a.G * x.floats()));
+  DSV4_ASSIGN(x.data, scope.take<float>(a.G * x.units()));
   auto group = [&](int64_t g) {
     Panels p = x;
-    p.data += g * x.floats();
+    p.data += g * x.units();
     return p;
   };
   c.pool.run([&](int worker) {
@@ -95,8 +97,7 @@ Status grouped_linear(OpContext& ctx, const GroupedLinearArgs& a) {
     const IndexRange items = split_range(a.G * x.items(), c.pool.threads(), worker);
     for (int64_t i = items.begin; i < items.end; ++i) {
       const int64_t g = i / x.items();
-      group(g).fill(c.kernels.linear, i % x.items(),
-                    [&](int64_t t) { return a.x + (t * a.G + g) * K; }, s.row);
+      group(g).fill(i % x.items(), [&](int64_t t) { return a.x + (t * a.G + g) * K; }, s.row);
     }
     c.pool.barrier();
     for (int64_t g = 0; g < a.G; ++g) {

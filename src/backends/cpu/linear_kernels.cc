@@ -22,6 +22,8 @@ namespace dsv4::cpu::HWY_NAMESPACE {
 // hardware prefetcher alone restarts at every page, and many requests at once wait for each other.
 constexpr int64_t kAhead = 4096;
 
+constexpr int64_t kTileUnits = kTileK / kUnitValues;
+
 HWY_INLINE void prefetch(const uint8_t* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
 }
@@ -30,24 +32,26 @@ HWY_INLINE void prefetch(const uint8_t* p, int64_t bytes) {
 template <class F>
 void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
   constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
+  constexpr int kSteps = F::kGroup / F::kStep;  // of a group
+  constexpr int kGroupUnits = F::kGroup / kUnitValues;
   constexpr int64_t kBytes = block_bytes(F::kFormat);
   constexpr int64_t kScaleBytes = kBytes - block_value_bytes(F::kFormat);
   const uint8_t* block = w.data + tile * w.tile_bytes();
   V16 total = set16(0.0f);
-  for (int64_t b = w.blocks(); b > 0; --b, block += kBytes, x += kTileK) {
+  for (int64_t b = w.blocks(); b > 0; --b, block += kBytes, x += kTileUnits) {
     const uint8_t* ahead = block + kAhead;
     for (int half = 0; half < kGroups; half += 4) {
       V16 acc[4] = {set16(0.0f), set16(0.0f), set16(0.0f), set16(0.0f)};
-      for (int s = 0; s < F::kGroup / F::kStep; ++s, ahead += 4 * F::kStepBytes) {
+      for (int s = 0; s < kSteps; ++s, ahead += 4 * F::kStepBytes) {
         prefetch(ahead, 4 * F::kStepBytes);
         typename F::Codes codes[4];
         DSV4_UNROLL
-        for (int g = 0; g < 4; ++g) codes[g] = F::load(block, ((half + g) * F::kGroup) / F::kStep + s);
+        for (int g = 0; g < 4; ++g) codes[g] = F::load(block, (half + g) * kSteps + s);
         DSV4_UNROLL
-        for (int i = 0; i < F::kStep; ++i) {
+        for (int i = 0; i < F::kUnits; ++i) {
           DSV4_UNROLL
           for (int g = 0; g < 4; ++g) {
-            acc[g] = fma16(F::take(codes[g], i), x[(half + g) * F::kGroup + s * F::kStep + i], acc[g]);
+            acc[g] = dot16(F::take(codes[g], i), x[(half + g) * kGroupUnits + s * F::kUnits + i], acc[g]);
           }
         }
       }
@@ -60,46 +64,89 @@ void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
   store16(total, out);
 }
 
-// Values [128][stride] and scales [groups][stride] of one block.
+// FP32 weights cannot be BF16 pairs: one tile times one row, whose units are x_stride apart, each value
+// of a unit made a float.
+void gemv_f32(const Tiles& w, int64_t tile, const float* x, int64_t x_stride, float* out) {
+  const float* values = reinterpret_cast<const float*>(w.data + tile * w.tile_bytes());
+  V16 total = set16(0.0f);
+  for (int64_t k = 0; k < w.padded_cols(); k += F32::kGroup) {
+    V16 acc = set16(0.0f);
+    for (int64_t i = 0; i < F32::kGroup; i += kUnitValues, x += x_stride) {
+      float value[2] = {*x};
+      if constexpr (kUnitValues == 2) {
+        const uint32_t pair = float_to_bits(*x);
+        value[0] = bits_to_float(pair & 0xffff0000u);
+        value[1] = bits_to_float(pair << 16);
+      }
+      DSV4_UNROLL
+      for (int v = 0; v < kUnitValues; ++v, values += kTileRows) acc = fma16(load16(values), set16(value[v]), acc);
+    }
+    total = fma16(acc, set16(1.0f), total);
+  }
+  store16(total, out);
+}
+
+void multiply_f32(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* out) {
+  const int64_t depth = w.padded_cols() / kUnitValues;
+  for (int64_t r = 0; r < n; ++r) {
+    const int64_t first = r / kPanelRows * kPanelRows, stride = std::min(kPanelRows, n - first);
+    for (int64_t t = 0; t < tiles; ++t) {
+      gemv_f32(w, tile + t, x + first * depth + r - first, stride, out + (r * tiles + t) * kTileRows);
+    }
+  }
+}
+
+// Units [kTileUnits][stride] and scales [groups][stride] of one block.
 template <class F>
-void decode(const Tiles& w, int64_t tile, int64_t b, int64_t stride, float* values, float* scales) {
+void decode(const Tiles& w, int64_t tile, int64_t b, int64_t stride, float* units, float* scales) {
   const uint8_t* block = w.data + tile * w.tile_bytes() + b * block_bytes(F::kFormat);
   for (int step = 0; step < kTileK / F::kStep; ++step) {
     prefetch(block + kAhead + step * F::kStepBytes, F::kStepBytes);
     typename F::Codes codes = F::load(block, step);
     DSV4_UNROLL
-    for (int i = 0; i < F::kStep; ++i) store16(F::take(codes, i), values + (step * F::kStep + i) * stride);
+    for (int i = 0; i < F::kUnits; ++i) store16(F::take(codes, i), units + (step * F::kUnits + i) * stride);
   }
   for (int g = 0; g < kTileK / F::kGroup; ++g) {
     store16(F::scale(block, g, w.global_scale), scales + g * stride);
   }
 }
 
-// Registers: kR x kC sums, kC weights, one broadcast.
+// Registers: kR x kC sums, kC weights, one broadcast; and where pairs are multiplied, which leaves half
+// as many steps between the totals, kR x kC totals that stay for the whole block.
 #if HWY_TARGET == HWY_AVX3
 constexpr size_t kRows = 12, kCols = 2;
 #else
 constexpr size_t kRows = 6, kCols = 2;
 #endif
+constexpr bool kTotalsStay = kUnitValues == 2;
 
 struct MicroArgs {
-  const float* x;  // [128][x_stride]
+  const float* x;  // [kTileUnits][x_stride]
   int64_t x_stride;
-  const float* w;       // [128][w_stride]
+  const float* w;       // [kTileUnits][w_stride]
   const float* scales;  // [groups][w_stride]
   int64_t w_stride;
   float* out;  // [rows][out_stride]
   int64_t out_stride;
-  int groups, group;
+  int groups, group_units;
 };
 
-// Not inlined: the 24 unrolled shapes would be copied into every format's gemm, and compiling them
-// would take most of the build.
+// Not inlined: the unrolled shapes would be copied into every format's gemm, and compiling them would
+// take most of the build.
 template <size_t kR, size_t kC>
 HWY_NOINLINE void micro(const MicroArgs& a) {
   const DF df;
   const float* x = a.x;
   const float* w = a.w;
+  const auto out = [&](size_t r, size_t c) { return a.out + static_cast<int64_t>(r) * a.out_stride + c * kLanes; };
+  VF total[kTotalsStay ? kR : 1][kC];
+  if constexpr (kTotalsStay) {
+    DSV4_UNROLL
+    for (size_t r = 0; r < kR; ++r) {
+      DSV4_UNROLL
+      for (size_t c = 0; c < kC; ++c) total[r][c] = hn::LoadU(df, out(r, c));
+    }
+  }
   for (int g = 0; g < a.groups; ++g) {
     VF acc[kR][kC];
     DSV4_UNROLL
@@ -107,7 +154,7 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
       DSV4_UNROLL
       for (size_t c = 0; c < kC; ++c) acc[r][c] = hn::Zero(df);
     }
-    for (int k = 0; k < a.group; ++k, x += a.x_stride, w += a.w_stride) {
+    for (int k = 0; k < a.group_units; ++k, x += a.x_stride, w += a.w_stride) {
       VF value[kC];
       DSV4_UNROLL
       for (size_t c = 0; c < kC; ++c) value[c] = hn::LoadU(df, w + c * kLanes);
@@ -115,7 +162,7 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
       for (size_t r = 0; r < kR; ++r) {
         const VF xr = hn::Set(df, x[r]);
         DSV4_UNROLL
-        for (size_t c = 0; c < kC; ++c) acc[r][c] = hn::MulAdd(xr, value[c], acc[r][c]);
+        for (size_t c = 0; c < kC; ++c) acc[r][c] = dot(xr, value[c], acc[r][c]);
       }
     }
     VF scale[kC];
@@ -125,9 +172,19 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
     for (size_t r = 0; r < kR; ++r) {
       DSV4_UNROLL
       for (size_t c = 0; c < kC; ++c) {
-        float* out = a.out + static_cast<int64_t>(r) * a.out_stride + c * kLanes;
-        hn::StoreU(hn::MulAdd(acc[r][c], scale[c], hn::LoadU(df, out)), df, out);
+        if constexpr (kTotalsStay) {
+          total[r][c] = hn::MulAdd(acc[r][c], scale[c], total[r][c]);
+        } else {
+          hn::StoreU(hn::MulAdd(acc[r][c], scale[c], hn::LoadU(df, out(r, c))), df, out(r, c));
+        }
       }
+    }
+  }
+  if constexpr (kTotalsStay) {
+    DSV4_UNROLL
+    for (size_t r = 0; r < kR; ++r) {
+      DSV4_UNROLL
+      for (size_t c = 0; c < kC; ++c) hn::StoreU(total[r][c], df, out(r, c));
     }
   }
 }
@@ -149,24 +206,24 @@ template <class F>
 void gemm(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* decoded,
           float* out) {
   constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
-  const int64_t columns = tiles * kTileRows, depth = w.padded_cols();
-  float* scales = decoded + columns * kTileK;
+  const int64_t columns = tiles * kTileRows, depth = w.padded_cols() / kUnitValues;
+  float* scales = decoded + columns * kTileUnits;
   memset(out, 0, static_cast<size_t>(n * columns) * sizeof(float));
   for (int64_t b = 0; b < w.blocks(); ++b) {
     // Pairs of tiles side by side, so that a row of the pair is one run of 32 floats.
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t pair = t / 2 * 2, width = std::min<int64_t>(2, tiles - pair) * kTileRows;
-      decode<F>(w, tile + t, b, width, decoded + pair * kTileRows * kTileK + (t - pair) * kTileRows,
+      decode<F>(w, tile + t, b, width, decoded + pair * kTileRows * kTileUnits + (t - pair) * kTileRows,
                 scales + pair * kTileRows * kGroups + (t - pair) * kTileRows);
     }
     for (int64_t first = 0; first < n; first += kPanelRows) {
       const int64_t panel_rows = std::min(kPanelRows, n - first);
-      const float* panel = x + first * depth + b * kTileK * panel_rows;
+      const float* panel = x + first * depth + b * kTileUnits * panel_rows;
       // The next panel's piece lies elsewhere; it arrives while this one is multiplied.
       const float* next = panel + depth * panel_rows;
       for (int64_t r = 0; r < panel_rows; r += static_cast<int64_t>(kRows)) {
         for (int64_t pair = 0; pair < tiles; pair += 2) {
-          const int64_t share = kTileK * panel_rows * 2 / (tiles + 1);  // of the next piece, per pair
+          const int64_t share = kTileUnits * panel_rows * 2 / (tiles + 1);  // of the next piece, per pair
           if (first + kPanelRows < n && r == 0) {
             prefetch(reinterpret_cast<const uint8_t*>(next + pair / 2 * share), share * 4);
           }
@@ -174,13 +231,13 @@ void gemm(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n
           for (int64_t c = 0; c < width; c += static_cast<int64_t>(kCols * kLanes)) {
             const MicroArgs args{.x = panel + r,
                                  .x_stride = panel_rows,
-                                 .w = decoded + pair * kTileRows * kTileK + c,
+                                 .w = decoded + pair * kTileRows * kTileUnits + c,
                                  .scales = scales + pair * kTileRows * kGroups + c,
                                  .w_stride = width,
                                  .out = out + (first + r) * columns + pair * kTileRows + c,
                                  .out_stride = columns,
                                  .groups = kGroups,
-                                 .group = F::kGroup};
+                                 .group_units = F::kGroup / kUnitValues};
             const size_t left = static_cast<size_t>(width - c) / kLanes;
             micro_rows<kRows>(std::min(kRows, static_cast<size_t>(panel_rows - r)), left >= kCols ? kCols : 1, args);
           }
@@ -208,7 +265,7 @@ void multiply(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64
     case WeightFormat::kFp8Tile128: return multiply_as<Fp8>(w, tile, tiles, x, n, decoded, out);
     case WeightFormat::kBf16: return multiply_as<Bf16>(w, tile, tiles, x, n, decoded, out);
     case WeightFormat::kF32:
-    case WeightFormat::kI32: return multiply_as<F32>(w, tile, tiles, x, n, decoded, out);
+    case WeightFormat::kI32: return multiply_f32(w, tile, tiles, x, n, out);
   }
 }
 
@@ -229,10 +286,29 @@ HWY_INLINE VF round_e4m3(VF x) {
   return hn::BitCast(df, hn::Or(hn::BitCast(du, rounded), sign));
 }
 
-void expand_act8(const bf16* x, int64_t K, float* out) {
+#if HWY_TARGET == HWY_AVX3_DL
+// n floats that are exact in BF16, as units; n is a multiple of 32.
+HWY_INLINE void store_units(const float* values, int64_t n, float* units) {
+  const DU du;
+  const VU high = hn::Set(du, 0xffff0000u);
+  for (int64_t i = 0; i < n; i += 32) {
+    VF first, second;
+    hn::LoadInterleaved2(DF(), values + i, first, second);
+    const VU pair = hn::Or(hn::And(hn::BitCast(du, first), high), hn::ShiftRight<16>(hn::BitCast(du, second)));
+    hn::StoreU(hn::BitCast(DF(), pair), DF(), units + i / 2);
+  }
+}
+#endif
+
+void expand_act8(const bf16* x, int64_t K, float* units) {
   const DF df;
   const DI di;
-  for (int64_t begin = 0; begin < K; begin += kAct8Group, x += kAct8Group, out += kAct8Group) {
+  for (int64_t begin = 0; begin < K; begin += kAct8Group, x += kAct8Group, units += kAct8Group / kUnitValues) {
+#if HWY_TARGET == HWY_AVX3_DL
+    alignas(64) float out[kAct8Group];
+#else
+    float* out = units;
+#endif
     const int64_t n = std::min<int64_t>(kAct8Group, K - begin);
     auto most = hn::Zero(di);  // of the absolute values' bits: the same order as the values
     int64_t i = 0;
@@ -262,9 +338,26 @@ void expand_act8(const bf16* x, int64_t K, float* out) {
       for (; i < n; ++i) out[i] = e4m3_to_float(float_to_e4m3(to_float(x[i]) * inverse)) * scale;
     }
     for (i = n; i < kAct8Group; ++i) out[i] = 0.0f;
+#if HWY_TARGET == HWY_AVX3_DL
+    store_units(out, kAct8Group, units);
+#endif
   }
 }
 
+#if HWY_TARGET == HWY_AVX3_DL
+void expand_bf16(const bf16* x, int64_t K, float* units) {
+  const DU du;
+  int64_t i = 0;
+  for (; i + 32 <= K; i += 32) {
+    const VU pair = hn::LoadU(du, reinterpret_cast<const uint32_t*>(x + i));
+    hn::StoreU(hn::BitCast(DF(), hn::RotateRight<16>(pair)), DF(), units + i / 2);
+  }
+  for (const int64_t padded = ceil_div(K, kTileK) * kTileK; i < padded; i += 2) {
+    const uint32_t first = i < K ? x[i].bits : 0u, second = i + 1 < K ? x[i + 1].bits : 0u;
+    units[i / 2] = bits_to_float(first << 16 | second);
+  }
+}
+#else
 void expand_bf16(const bf16* x, int64_t K, float* out) {
   int64_t i = 0;
   for (; i + static_cast<int64_t>(kLanes) <= K; i += static_cast<int64_t>(kLanes)) {
@@ -273,6 +366,7 @@ void expand_bf16(const bf16* x, int64_t K, float* out) {
   for (; i < K; ++i) out[i] = to_float(x[i]);
   for (; i < ceil_div(K, kTileK) * kTileK; ++i) out[i] = 0.0f;
 }
+#endif
 
 void round_bf16_array(const float* x, int64_t n, bf16* out) {
   int64_t i = 0;
@@ -310,7 +404,8 @@ void add_rounded(const float* x, int64_t n, float* sum) {
 }
 
 LinearKernels linear_table() {
-  return {.multiply = multiply,
+  return {.unit_values = kUnitValues,
+          .multiply = multiply,
           .expand_act8 = expand_act8,
           .expand_bf16 = expand_bf16,
           .round_bf16 = round_bf16_array,

@@ -47,15 +47,15 @@ Status check_inputs(const MoeArgs& a) {
   return {};
 }
 
-Status add_segment(Plan& plan, Workspace::Scope& scope, Segment s, int64_t rows) {
+Status add_segment(const LinearKernels& kernels, Plan& plan, Workspace::Scope& scope, Segment s, int64_t rows) {
   if (takes_act8(*s.w1) != takes_act8(*s.w3)) {
     return Status(Code::kUnsupported, "moe: w1 and w3 of one expert need formats with the same input");
   }
-  s.x = {.rows = rows, .K = s.w1->cols, .act8 = takes_act8(*s.w1)};
-  s.h = {.rows = rows, .K = s.w2->cols, .act8 = takes_act8(*s.w2)};
+  s.x = {.kernels = &kernels, .rows = rows, .K = s.w1->cols, .act8 = takes_act8(*s.w1)};
+  s.h = {.kernels = &kernels, .rows = rows, .K = s.w2->cols, .act8 = takes_act8(*s.w2)};
   s.hidden_stride = s.w1->tiles() * kTileRows;
-  DSV4_ASSIGN(s.x.data, scope.take<float>(s.x.floats()));
-  DSV4_ASSIGN(s.h.data, scope.take<float>(s.h.floats()));
+  DSV4_ASSIGN(s.x.data, scope.take<float>(s.x.units()));
+  DSV4_ASSIGN(s.h.data, scope.take<float>(s.h.units()));
   DSV4_ASSIGN(s.hidden, scope.take<bf16>(rows * s.hidden_stride));
   const Segment* before = plan.count ? &plan.segments[plan.count - 1] : nullptr;
   s.x_items = s.x.items() + (before ? before->x_items : 0);
@@ -65,7 +65,7 @@ Status add_segment(Plan& plan, Workspace::Scope& scope, Segment s, int64_t rows)
 }
 
 // Tokens grouped by expert, experts ascending, the shared expert last.
-Status make_plan(const MoeArgs& a, Workspace::Scope& scope, Plan& plan) {
+Status make_plan(const LinearKernels& kernels, const MoeArgs& a, Workspace::Scope& scope, Plan& plan) {
   const int64_t assignments = a.T * a.k;
   DSV4_ASSIGN(int64_t* begin, scope.take<int64_t>(a.E + 1));
   DSV4_ASSIGN(plan.token, scope.take<int32_t>(assignments + a.T));
@@ -77,7 +77,7 @@ Status make_plan(const MoeArgs& a, Workspace::Scope& scope, Plan& plan) {
   for (int64_t e = 0; e < a.E; ++e) {
     if (begin[e] == begin[e + 1]) continue;
     const Segment s{.w1 = &tiles(a.w1, e), .w3 = &tiles(a.w3, e), .w2 = &tiles(a.w2, e), .first = begin[e]};
-    DSV4_TRY(add_segment(plan, scope, s, begin[e + 1] - begin[e]));
+    DSV4_TRY(add_segment(kernels, plan, scope, s, begin[e + 1] - begin[e]));
   }
   for (int64_t i = 0; i < assignments; ++i) {
     const int64_t at = begin[a.ids[i]]++;
@@ -88,7 +88,7 @@ Status make_plan(const MoeArgs& a, Workspace::Scope& scope, Plan& plan) {
     plan.token[assignments + t] = static_cast<int32_t>(t);
     plan.weight[assignments + t] = 1.0f;
   }
-  return add_segment(plan, scope,
+  return add_segment(kernels, plan, scope,
                      {.w1 = &tiles(a.shared_w1), .w3 = &tiles(a.shared_w3), .w2 = &tiles(a.shared_w2),
                       .first = assignments},
                      a.T);
@@ -100,7 +100,7 @@ void run_up(Core& c, const Plan& plan, const Segment& s, float limit, int worker
   multiply_range(
       kernels, *s.w1, split_range(s.w1->tiles(), c.pool.threads(), worker), s.x, scratch.decoded, scratch.out,
       [&](int64_t row, int64_t n, int64_t tile, int64_t tiles, const float* gate) {
-        kernels.multiply(*s.w3, tile, tiles, s.x.data + row * s.x.padded(), n, scratch.decoded, scratch.out2);
+        kernels.multiply(*s.w3, tile, tiles, s.x.at(row), n, scratch.decoded, scratch.out2);
         const int64_t columns = tiles * kTileRows;
         for (int64_t r = 0; r < n; ++r) {
           kernels.swiglu(gate + r * columns, scratch.out2 + r * columns, columns, limit,
@@ -181,7 +181,7 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   DSV4_ASSIGN(float* scratch, take_worker_scratch(scope, c.pool));
   DSV4_ASSIGN(float* sums, scope.take<float>(c.pool.threads() * a.T * kUnitTiles * kTileRows));
   Plan plan;
-  DSV4_TRY(make_plan(a, scope, plan));
+  DSV4_TRY(make_plan(c.kernels.linear, a, scope, plan));
   const Segment& last = plan.segments[plan.count - 1];
   const int threads = c.pool.threads();
 
@@ -191,7 +191,7 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
     for (int64_t i = range.begin; i < range.end; ++i) {
       int64_t item = i;
       const Segment& segment = locate(plan, item, &Segment::x_items);
-      segment.x.fill(c.kernels.linear, item,
+      segment.x.fill(item,
                      [&](int64_t r) { return a.x + plan.token[segment.first + r] * a.D; }, s.row);
     }
     c.pool.barrier();
@@ -201,7 +201,7 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
     for (int64_t i = range.begin; i < range.end; ++i) {
       int64_t item = i;
       const Segment& segment = locate(plan, item, &Segment::h_items);
-      segment.h.fill(c.kernels.linear, item,
+      segment.h.fill(item,
                      [&](int64_t r) { return segment.hidden + r * segment.hidden_stride; }, s.row);
     }
     c.pool.barrier();

@@ -26,27 +26,31 @@ inline Result<float*> take_worker_scratch(Workspace::Scope& scope, const ThreadP
   return scope.take<float>(pool.threads() * kWorkerFloats);
 }
 
-// n rows of activations, as panels. `row(i)` gives the i-th row's BF16 values.
+// n rows of activations, as panels of units (kernels.h). `row(i)` gives the i-th row's BF16 values.
 struct Panels {
-  float* data = nullptr;  // [panel][Kp][rows of the panel]
+  const LinearKernels* kernels = nullptr;
   int64_t rows = 0, K = 0;
   bool act8 = false;
+  float* data = nullptr;  // [panel][row_units][rows of the panel]
 
   int64_t padded() const { return ceil_div(K, kTileK) * kTileK; }
-  int64_t floats() const { return rows * padded(); }
+  int64_t row_units() const { return padded() / kernels->unit_values; }
+  int64_t units() const { return rows * row_units(); }
+  // Row r, which begins a panel.
+  const float* at(int64_t r) const { return data + r * row_units(); }
   // Filling is cut into items that any worker may do.
   int64_t chunks() const { return ceil_div(padded(), kChunk); }
   int64_t items() const { return ceil_div(rows, kPanelRows) * chunks(); }
 
   template <class Row>
-  void fill(const LinearKernels& kernels, int64_t item, const Row& row, float* temp) const {
+  void fill(int64_t item, const Row& row, float* temp) const {
     const int64_t first = item / chunks() * kPanelRows, k = item % chunks() * kChunk;
     const int64_t n = std::min(kPanelRows, rows - first), values = std::min(kChunk, K - k);
-    const int64_t width = std::min(kChunk, padded() - k);
-    float* panel = data + first * padded() + k * n;
+    const int64_t width = std::min(kChunk, padded() - k) / kernels->unit_values;
+    float* panel = data + first * row_units() + k / kernels->unit_values * n;
     for (int64_t r = 0; r < n; ++r) {
       float* to = n == 1 ? panel : temp;
-      (act8 ? kernels.expand_act8 : kernels.expand_bf16)(row(first + r) + k, values, to);
+      (act8 ? kernels->expand_act8 : kernels->expand_bf16)(row(first + r) + k, values, to);
       if (n == 1) continue;
       for (int64_t i = 0; i < width; ++i) panel[i * n + r] = temp[i];
     }
@@ -64,7 +68,7 @@ void multiply_range(const LinearKernels& kernels, const Tiles& w, IndexRange ran
     const int64_t count = std::min(unit, range.end - t);
     for (int64_t row = 0; row < x.rows; row += kUnitRows) {
       const int64_t n = std::min(kUnitRows, x.rows - row);
-      kernels.multiply(w, t, count, x.data + row * x.padded(), n, decoded, out);
+      kernels.multiply(w, t, count, x.at(row), n, decoded, out);
       sink(row, n, t, count, out);
     }
   }

@@ -3,7 +3,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <functional>
 
 #include "backends/cpu/core.h"
 #include "base/str.h"
@@ -35,27 +37,57 @@ Published published(WeightFormat format, const void* values, const void* scales,
 }
 
 // Bytes of K that one unit of a tile row holds.
-int64_t unit_bytes(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kFp8Tile128:
-    case WeightFormat::kBf16: return 2;
-    default: return 4;
-  }
+int64_t unit_bytes(WeightFormat format) { return format == WeightFormat::kFp8Tile128 ? 2 : 4; }
+
+// A published unit as the tile has it (tiles.h), and back.
+uint32_t halves_swapped(uint32_t pair) { return pair << 16 | pair >> 16; }
+
+// Nibbles 0 1 2 3 4 5 6 7 from the lowest -> 1 3 5 7 0 2 4 6.
+uint32_t nibbles_sorted(uint32_t w) {
+  uint32_t even = w & 0x0f0f0f0f, odd = w >> 4 & 0x0f0f0f0f;
+  even = (even | even >> 4) & 0x00ff00ff;
+  odd = (odd | odd >> 4) & 0x00ff00ff;
+  return ((even | even >> 8) & 0xffff) << 16 | ((odd | odd >> 8) & 0xffff);
 }
 
-// [16 rows][n units] <-> [n units][16 rows]
-template <class Unit>
-void interleave(const uint8_t* const* rows, int64_t n, uint8_t* out) {
+uint32_t nibbles_published(uint32_t w) {
+  uint32_t even = w >> 16, odd = w & 0xffff;
+  even = (even | even << 8) & 0x00ff00ff;
+  odd = (odd | odd << 8) & 0x00ff00ff;
+  return ((even | even << 4) & 0x0f0f0f0f) | ((odd | odd << 4) & 0x0f0f0f0f) << 4;
+}
+
+// [16 rows][n units] -> [n units][16 rows]
+template <class Unit, class Change>
+void interleave(const uint8_t* const* rows, int64_t n, const Change& change, uint8_t* out) {
+  constexpr int64_t kBytes = sizeof(Unit);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t r = 0; r < kTileRows; ++r) {
-      memcpy(out + (i * kTileRows + r) * static_cast<int64_t>(sizeof(Unit)),
-             rows[r] + i * static_cast<int64_t>(sizeof(Unit)), sizeof(Unit));
+      Unit unit;
+      memcpy(&unit, rows[r] + i * kBytes, sizeof unit);
+      unit = change(unit);
+      memcpy(out + (i * kTileRows + r) * kBytes, &unit, sizeof unit);
     }
   }
 }
 
-void pack_block(const Tiles& t, const Published& source, int64_t first_row, int64_t tile, int64_t b,
-                uint8_t* out) {
+bool is_nan_code(uint8_t e4m3) { return (e4m3 & 0x7f) == 0x7f; }
+
+// Whether one of n E4M3 codes, a multiple of 8, is a NaN.
+bool any_nan_code(const uint8_t* codes, int64_t n) {
+  uint64_t found = 0;
+  for (int64_t i = 0; i < n; i += 8) {
+    uint64_t eight;
+    memcpy(&eight, codes + i, 8);
+    found |= ((eight & 0x7f7f7f7f7f7f7f7f) + 0x0101010101010101) & 0x8080808080808080;
+  }
+  return found != 0;
+}
+
+// Returns the row of the matrix in which a code is NaN, else -1: the kernels do not know such codes.
+int64_t pack_block(const Tiles& t, const Published& source, int64_t first_row, int64_t tile, int64_t b,
+                   uint8_t* out) {
+  int64_t nan_row = -1;
   static constexpr uint8_t kZeros[kTileK * 4] = {};
   const int64_t values = block_value_bytes(t.format);
   const int64_t k_bytes = values / kTileRows;  // of one row in this block
@@ -74,14 +106,17 @@ void pack_block(const Tiles& t, const Published& source, int64_t first_row, int6
       memcpy(ragged[r], rows[r], static_cast<size_t>(here));
       rows[r] = ragged[r];
     }
+    if (t.format == WeightFormat::kFp8Tile128 && any_nan_code(rows[r], k_bytes)) nan_row = row;
   }
-  if (unit_bytes(t.format) == 2) {
-    interleave<uint16_t>(rows, k_bytes / 2, out);
-  } else {
-    interleave<uint32_t>(rows, k_bytes / 4, out);
+  switch (t.format) {
+    case WeightFormat::kMxfp4:
+    case WeightFormat::kNvfp4: interleave<uint32_t>(rows, k_bytes / 4, nibbles_sorted, out); break;
+    case WeightFormat::kFp8Tile128: interleave<uint16_t>(rows, k_bytes / 2, std::identity(), out); break;
+    case WeightFormat::kBf16: interleave<uint32_t>(rows, k_bytes / 4, halves_swapped, out); break;
+    case WeightFormat::kF32:
+    case WeightFormat::kI32: interleave<uint32_t>(rows, k_bytes / 4, std::identity(), out); break;
   }
   const int64_t scales = block_scales(t.format);
-  if (scales == 0) return;
   for (int64_t r = 0; r < kTileRows; ++r) {
     const int64_t row = tile * kTileRows + r;
     // Past the last row of this matrix; the next group's rows may follow in the source.
@@ -89,23 +124,31 @@ void pack_block(const Tiles& t, const Published& source, int64_t first_row, int6
     if (row < t.rows) from = source.scales + (first_row + row) / source.rows_per_scale * source.scale_row;
     for (int64_t s = 0; s < scales; ++s) {
       const int64_t at = b * scales + s;
-      out[values + s * kTileRows + r] = from && at < source.scale_row ? from[at] : 0;
+      const uint8_t scale = from && at < source.scale_row ? from[at] : 0;
+      if (t.format == WeightFormat::kNvfp4 && is_nan_code(scale)) nan_row = row;
+      out[values + s * kTileRows + r] = scale;
     }
   }
+  return nan_row;
 }
 
 void unpack_tile(const Tiles& t, int64_t first_row, int64_t tile, uint8_t* values, uint8_t* scales) {
   const Published layout = published(t.format, values, scales, t.cols);
   const int64_t value_bytes = block_value_bytes(t.format), k_bytes = value_bytes / kTileRows;
   const int64_t unit = unit_bytes(t.format);
+  const FormatInfo& info = format_info(t.format);
   for (int64_t b = 0; b < t.blocks(); ++b) {
     const uint8_t* block = t.data + tile * t.tile_bytes() + b * block_bytes(t.format);
     for (int64_t r = 0; r < kTileRows && tile * kTileRows + r < t.rows; ++r) {
       const int64_t row = first_row + tile * kTileRows + r;
       uint8_t* to = values + row * layout.row_bytes + b * k_bytes;
       const int64_t here = std::min(k_bytes, layout.row_bytes - b * k_bytes);
-      for (int64_t i = 0; i < here; ++i) {
-        to[i] = block[(i / unit * kTileRows + r) * unit + i % unit];
+      for (int64_t i = 0; i < here; i += unit) {
+        uint32_t word = 0;
+        memcpy(&word, block + (i / unit * kTileRows + r) * unit, static_cast<size_t>(unit));
+        if (info.bits == 4) word = nibbles_published(word);
+        if (t.format == WeightFormat::kBf16) word = halves_swapped(word);
+        memcpy(to + i, &word, static_cast<size_t>(std::min(unit, here - i)));
       }
       const int64_t count = scales ? block_scales(t.format) : 0;
       for (int64_t s = 0; s < count && b * count + s < layout.scale_row; ++s) {
@@ -222,6 +265,7 @@ Result<PackedWeight> pack(ThreadPool& pool, const PackRequest& request) {
     at += padded(t.bytes());
   }
   // Each worker packs the tiles that it will multiply with.
+  std::atomic<int64_t> nan_at{-1};  // matrix and row, one of those that have such a code
   pool.run([&](int worker) {
     for (size_t i = 0; i < packed->matrices.size(); ++i) {
       const Tiles& t = packed->matrices[i];
@@ -231,12 +275,18 @@ Result<PackedWeight> pack(ThreadPool& pool, const PackRequest& request) {
       const IndexRange range = split_range(t.tiles(), pool.threads(), worker);
       for (int64_t tile = range.begin; tile < range.end; ++tile) {
         for (int64_t b = 0; b < t.blocks(); ++b) {
-          pack_block(t, from, first_row, tile, b,
-                     t.data + tile * t.tile_bytes() + b * block_bytes(t.format));
+          const int64_t nan_row = pack_block(t, from, first_row, tile, b,
+                                             t.data + tile * t.tile_bytes() + b * block_bytes(t.format));
+          if (nan_row >= 0) nan_at.store(static_cast<int64_t>(i) * t.rows + nan_row, std::memory_order_relaxed);
         }
       }
     }
   });
+  if (const int64_t nan = nan_at.load(); nan >= 0) {
+    return Status(Code::kCorrupt, cat("weight: expected numbers, found a NaN code of E4M3 in row ", nan % request.rows,
+                                       " of matrix ", nan / request.rows,
+                                       "; the file is damaged or its conversion failed: fetch or convert it again"));
+  }
   return PackedWeight(std::move(packed), view, bytes);
 }
 

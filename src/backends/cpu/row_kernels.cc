@@ -1,5 +1,6 @@
 // Norms and residual streams: sums over one row. Sixteen running sums, whatever the vector length: value
 // i goes to sum i % 16, and the sixteen are added as a tree, so the result is the same everywhere.
+#define DSV4_CPU_NO_BF16
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backends/cpu/row_kernels.cc"
 #include "backends/cpu/targets.h"

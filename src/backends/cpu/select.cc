@@ -1,7 +1,5 @@
 // Choosing an instruction set: highway finds the best that was compiled in and runs here; a name may
 // force another.
-#include <hwy/detect_targets.h>
-
 #include <array>
 #include <mutex>
 
@@ -20,7 +18,7 @@ struct Isa {
 
 constexpr std::array kIsas = {
 #if HWY_ARCH_X86
-    Isa{"avx512", HWY_AVX3}, Isa{"avx2", HWY_AVX2}, Isa{"sse4", HWY_SSE4},
+    Isa{"avx512_bf16", HWY_AVX3_DL}, Isa{"avx512", HWY_AVX3}, Isa{"avx2", HWY_AVX2},
 #elif HWY_ARCH_ARM
     Isa{"neon", HWY_NEON},
 #endif
@@ -32,7 +30,14 @@ std::mutex& highway_mutex() {
   return mutex;
 }
 
-int64_t runnable() { return hwy::SupportedTargets() | HWY_EMU128 | HWY_SCALAR; }
+int64_t runnable() {
+  int64_t targets = hwy::SupportedTargets() | HWY_EMU128 | HWY_SCALAR;
+#if HWY_ARCH_X86
+  // What highway 1.0 does not look for; it has checked that the system saves the registers.
+  if (!__builtin_cpu_supports("avx512bf16")) targets &= ~HWY_AVX3_DL;
+#endif
+  return targets;
+}
 
 }  // namespace
 

@@ -14,8 +14,20 @@
 
 #include "formats/bf16.h"
 
-// Loops over the parts of a V16 and over small register blocks must vanish.
-#if defined(__clang__)
+// AVX512_BF16 for functions of the target that select.cc offers only where it is present.
+#if HWY_TARGET == HWY_AVX3_DL
+#undef HWY_TARGET_STR
+#define HWY_TARGET_STR \
+  HWY_TARGET_STR_AVX3 \
+  ",vpclmulqdq,avx512vbmi,avx512vbmi2,vaes,avxvnni,avx512bitalg,avx512vpopcntdq,avx512bf16"
+#endif
+
+// Loops over the parts of a V16 and over small register blocks must vanish where there are registers;
+// portable code would only take minutes to compile.
+#undef DSV4_UNROLL
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+#define DSV4_UNROLL
+#elif defined(__clang__)
 #define DSV4_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define DSV4_UNROLL _Pragma("GCC unroll 32")
@@ -68,10 +80,25 @@ HWY_INLINE V16 fma16(const V16& a, const V16& b, const V16& c) {
   return r;
 }
 
-HWY_INLINE V16 fma16(const V16& a, float b, const V16& c) {
+// Matrices are multiplied in units of 32 bits: one FP32 value of K, or two BF16 values, of which the
+// high half is the first. The instruction for pairs is two fused multiply-adds with one rounding each,
+// high half first, so both kinds of unit add the same numbers in the same order. It takes subnormal
+// numbers for zero: only what is below 2^-126 may differ.
+#if HWY_TARGET == HWY_AVX3_DL
+inline constexpr int kUnitValues = 2;
+// a . b + c
+HWY_INLINE VF dot(VF a, VF b, VF c) {
+  return VF{_mm512_dpbf16_ps(c.raw, (__m512bh)_mm512_castps_si512(a.raw), (__m512bh)_mm512_castps_si512(b.raw))};
+}
+#else
+inline constexpr int kUnitValues = 1;
+HWY_INLINE VF dot(VF a, VF b, VF c) { return hn::MulAdd(a, b, c); }
+#endif
+
+HWY_INLINE V16 dot16(const V16& a, float unit, const V16& c) {
   V16 r;
   DSV4_UNROLL
-  for (size_t i = 0; i < kParts; ++i) r.v[i] = hn::MulAdd(hn::Set(DF(), b), a.v[i], c.v[i]);
+  for (size_t i = 0; i < kParts; ++i) r.v[i] = dot(hn::Set(DF(), unit), a.v[i], c.v[i]);
   return r;
 }
 

@@ -3,11 +3,14 @@
 // summation does not depend on how many lanes a vector has.
 //
 //   block of     values                                                   then, per 16 rows
-//   MXFP4        [16] x [16 rows] u32: 8 nibbles of K, low first          [4] x [16 rows] UE8M0
+//   MXFP4        [16] x [16 rows] u32: 8 nibbles of K (below)             [4] x [16 rows] UE8M0
 //   NVFP4        same                                                     [8] x [16 rows] E4M3
 //   FP8          [64] x [16 rows] u16: 2 codes of K, low first            [16 rows] UE8M0
-//   BF16, F32    [128] x [16 rows]
+//   BF16         [64] x [16 rows] u32: 2 values of K, high first
+//   F32          [128] x [16 rows]
 //
+// Nibbles: values 0 2 4 6 lie in the high half of the word, 1 3 5 7 in the low half, both from the lowest
+// nibble up, so that a shift by 4j brings values 2j and 2j+1 to the bottom of the two halves.
 // Rows and K are padded with zeros up to whole tiles and blocks. A FP8 scale is kept per row because
 // the groups of a grouped linear need not begin at a multiple of 128 rows.
 #pragma once

@@ -65,7 +65,7 @@ TEST(Independence, LinearOfTheInstructionSet) {
       const std::vector<bf16> x = tests::random_bf16(static_cast<size_t>(T * 384), 19);
       Machine best(tests::cpu(1));
       const std::vector<float> expected = run_linear(best, w, x, T);
-      for (const char* isa : {"avx512", "avx2", "sse4", "neon", "scalar"}) {
+      for (const char* isa : {"avx512_bf16", "avx512", "avx2", "neon", "scalar"}) {
         std::unique_ptr<Backend> backend = tests::cpu(1, isa);
         if (!backend) continue;  // not of this machine
         Machine other(std::move(backend));

@@ -69,5 +69,25 @@ TEST(Pack, VectorsAndTablesStayAsTheyAre) {
   for (size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(narrow[i], ids[i]);
 }
 
+// The kernels do not know NaN codes; a published weight has none.
+TEST(Pack, NanCodesAreRefused) {
+  const std::unique_ptr<Backend> backend = tests::cpu(2);
+  for (uint8_t code : {uint8_t{0x7f}, uint8_t{0xff}}) {
+    Published fp8(WeightRole::kLinear, WeightFormat::kFp8Tile128, 40, 200, 1, 1, 7);
+    EXPECT_TRUE(backend->pack(fp8.request).ok());
+    fp8.weights[0][33 * 200 + 199] = code;
+    const auto refused = backend->pack(fp8.request);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.status().code(), Code::kCorrupt);
+    EXPECT_NE(refused.status().message().find("row 33"), std::string::npos) << refused.status().message();
+
+    Published fp4(WeightRole::kExperts, WeightFormat::kNvfp4, 24, 160, 3, 1, 7);
+    fp4.scales[2].back() = code;
+    const auto scale = backend->pack(fp4.request);
+    ASSERT_FALSE(scale.ok());
+    EXPECT_NE(scale.status().message().find("row 23 of matrix 2"), std::string::npos) << scale.status().message();
+  }
+}
+
 }  // namespace
 }  // namespace dsv4
