@@ -70,6 +70,12 @@ int64_t SequenceCache::reserved() const {
   return cache_ ? cache_->slot(slot_).reserved : 0;
 }
 
+bool SequenceCache::holds(int64_t length) const {
+  if (!cache_) return false;
+  const KvCache::Slot& s = cache_->slot(slot_);
+  return length >= s.floor && length <= s.length && s.written - length <= cache_->max_rollback();
+}
+
 std::span<const int32_t> SequenceCache::pages() const {
   if (!cache_) return {};
   return cache_->slot(slot_).pages;
@@ -83,7 +89,7 @@ Status SequenceCache::reserve(int64_t n) {
                                               ": expected n >= 0 and positions below 2^31"));
   }
   const int64_t missing = cache_->pages_for(s.length + n) - static_cast<int64_t>(s.pages.size());
-  if (missing > 0) DSV4_TRY(cache_->pages_.take(missing, s.pages));
+  if (missing > 0) DSV4_TRY(cache_->take_pages(missing, s.pages));
   s.reserved = n;
   return {};
 }
@@ -118,6 +124,11 @@ Status SequenceCache::rollback(int64_t n) {
     return Status(Code::kInvalidArgument, cat("cache: roll back ", n, " of ", s.length, " tokens"));
   }
   const int64_t length = s.length - n;
+  if (n > 0 && length < s.floor) {
+    return Status(Code::kInvalidArgument,
+                  cat("cache: roll back ", n, " tokens: what lies before position ", s.floor,
+                      " is shared or restored; run the sequence again from its start"));
+  }
   // Length 0 needs no row at all, so it is always within reach.
   if (n > 0 && length > 0 && s.written - length > cache_->max_rollback()) {
     return Status(Code::kInvalidArgument,
@@ -131,6 +142,39 @@ Status SequenceCache::rollback(int64_t n) {
   return {};
 }
 
+Status SequenceCache::adopt(std::span<const int32_t> pages, int64_t length) {
+  assert(cache_ && "adopt on an empty handle");
+  KvCache::Slot& s = cache_->slot(slot_);
+  const auto whole = static_cast<int64_t>(pages.size()) * cache_->span();
+  if (!s.pages.empty() || length < whole || length >= whole + cache_->span()) {
+    return Status(Code::kInternal, cat("cache: adopt ", pages.size(), " pages for ", length,
+                                       " tokens into a sequence with ", s.pages.size(), " pages"));
+  }
+  for (const int32_t page : pages) {
+    const Status used = cache_->pages_.use(page);
+    if (!used.ok()) {
+      clear();
+      return used;
+    }
+    s.pages.push_back(page);
+  }
+  if (length > whole) {
+    const Status taken = cache_->take_pages(1, s.pages);
+    if (!taken.ok()) {
+      clear();
+      return taken;
+    }
+  }
+  s.length = s.written = s.floor = length;
+  return {};
+}
+
+void SequenceCache::freeze(int64_t n) {
+  KvCache::Slot& s = cache_->slot(slot_);
+  assert(n * cache_->span() <= s.length);
+  s.floor = std::max(s.floor, n * cache_->span());
+}
+
 void SequenceCache::clear() {
   if (!cache_) return;
   KvCache::Slot& s = cache_->slot(slot_);
@@ -138,7 +182,7 @@ void SequenceCache::clear() {
   assert(status.ok());
   (void)status;
   s.pages.clear();
-  s.length = s.reserved = s.written = 0;
+  s.length = s.reserved = s.written = s.floor = 0;
 }
 
 void SequenceCache::free() {
@@ -191,37 +235,54 @@ Result<SequenceCache> KvCache::open() {
   return SequenceCache(this, i);
 }
 
+Status KvCache::take_pages(int64_t n, std::vector<int32_t>& pages) {
+  if (n > pages_.available() && reclaim_) reclaim_(n);
+  return pages_.take(n, pages);
+}
+
+Result<int32_t> KvCache::take_page() {
+  std::vector<int32_t> page;
+  DSV4_TRY(take_pages(1, page));
+  return page[0];
+}
+
 Status KvCache::check() const {
   DSV4_TRY(pages_.check());
-  std::vector<uint8_t> owned(static_cast<size_t>(total_pages()), 0);
-  int64_t owned_pages = 0, open_slots = 0;
+  std::vector<int64_t> users(static_cast<size_t>(total_pages()), 0);
+  int64_t open_slots = 0;
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot& s = slots_[i];
     if (s.open) ++open_slots;
     if (!s.open && !s.pages.empty()) {
       return Status(Code::kInternal, cat("cache: free slot ", i, " holds pages"));
     }
-    if (s.length > s.written ||
+    if (s.length > s.written || s.floor > s.length ||
         s.length + s.reserved > plan_.span * static_cast<int64_t>(s.pages.size())) {
       return Status(Code::kInternal, cat("cache: slot ", i, ": length ", s.length, ", reserved ",
-                                         s.reserved, ", written ", s.written, ", ", s.pages.size(),
-                                         " pages do not fit together"));
+                                         s.reserved, ", written ", s.written, ", floor ", s.floor,
+                                         ", ", s.pages.size(), " pages do not fit together"));
     }
-    for (const int32_t page : s.pages) {
-      if (!pages_.in_use(page) || owned[static_cast<size_t>(page)] != 0) {
+    for (size_t at = 0; at < s.pages.size(); ++at) {
+      const int32_t page = s.pages[at];
+      ++users[static_cast<size_t>(page)];
+      // A page that this slot may still write has no other user and no keeper.
+      const bool frozen = static_cast<int64_t>(at + 1) * plan_.span <= s.floor;
+      if (!frozen && (pages_.users(page) != 1 || pages_.kept(page))) {
         return Status(Code::kInternal, cat("cache: page ", page, " of slot ", i,
-                                           " is free or belongs to two sequences"));
+                                           " is free, kept or used by two, but may be written"));
       }
-      owned[static_cast<size_t>(page)] = 1;
-      ++owned_pages;
     }
   }
-  if (owned_pages + free_pages() != total_pages() ||
-      open_slots + free_slots() != static_cast<int64_t>(slots_.size())) {
-    return Status(Code::kInternal,
-                  cat("cache: ", owned_pages, " owned + ", free_pages(), " free of ", total_pages(),
-                      " pages, ", open_slots, " open + ", free_slots(), " free of ", slots_.size(),
-                      " slots: something is lost"));
+  for (int32_t page = 0; page < total_pages(); ++page) {
+    if (users[static_cast<size_t>(page)] != pages_.users(page)) {
+      return Status(Code::kInternal,
+                    cat("cache: page ", page, " has ", pages_.users(page), " users, ",
+                        users[static_cast<size_t>(page)], " sequences hold it"));
+    }
+  }
+  if (open_slots + free_slots() != static_cast<int64_t>(slots_.size())) {
+    return Status(Code::kInternal, cat("cache: ", open_slots, " open + ", free_slots(), " free of ",
+                                       slots_.size(), " slots: one is lost"));
   }
   return {};
 }

@@ -15,14 +15,19 @@
 // length. Rows at >= L are written again before they are read, since queries read positions up to
 // their own. Entry i of a paged region is read by queries p with (i+1)*m <= p + 1 only, so an entry
 // finished by a row that was taken back is overwritten before it becomes visible again.
+// Pages may be shared: those of whole spans that lie behind the length, read-only from then on. A
+// sequence that begins with restored rows (adopt) has no more than a window of them. Both raise the
+// slot's floor, below which no rollback goes.
 // A slot taken by a new sequence starts at L = H = 0: no view reads a position below 0 or at or
 // above the length plus the rows of the running batch, so what the previous owner left is never
 // seen.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/buffer.h"
@@ -52,6 +57,9 @@ class SequenceCache {
   int64_t slot() const { return slot_; }
   int64_t length() const;    // committed tokens
   int64_t reserved() const;  // rows that may be written behind them
+  // Whether queries at `length` could go on from here: it is not more than max_rollback rows behind
+  // what was written, and not before what was restored or shared.
+  bool holds(int64_t length) const;
   std::span<const int32_t> pages() const;
 
   // Room for n rows at positions length() .. length()+n-1; replaces an earlier reservation. On
@@ -63,6 +71,13 @@ class SequenceCache {
   Status commit(int64_t n);
   // Takes the last n tokens back. Pages stay with the sequence.
   Status rollback(int64_t n);
+
+  // For an empty sequence: begins with `pages` of whole spans, which others may use too, and a page
+  // of its own for what `length` has beyond them. Nothing of ring and tails is there yet; the
+  // caller writes them, and that page, before the next batch. On an error the sequence is empty.
+  Status adopt(std::span<const int32_t> pages, int64_t length);
+  // The first n pages, all behind length(), will not be written any more.
+  void freeze(int64_t n);
   // As new: length 0, pages given back, the slot stays.
   void clear();
   // Gives everything back; the handle is empty afterwards.
@@ -91,14 +106,27 @@ class KvCache {
   int64_t free_slots() const { return static_cast<int64_t>(free_slots_.size()); }
   int64_t free_pages() const { return pages_.available(); }
   int64_t total_pages() const { return pages_.total(); }
+  // Kept by the prefix index alone: free as soon as it lets them go.
+  int64_t idle_pages() const { return pages_.idle(); }
   // Pages that a sequence of n tokens holds.
   int64_t pages_for(int64_t tokens) const { return (tokens + plan_.span - 1) / plan_.span; }
 
   // A new, empty sequence; kResourceExhausted when all slots are taken.
   Result<SequenceCache> open();
 
-  // Integrity recount: every page is free or belongs to exactly one sequence, every slot is free or
-  // open. A message names the first contradiction.
+  // The prefix index's side: pages that stay when their sequences go, until they are let go. When
+  // fewer than n pages are free, `reclaim(n)` is asked to let some go.
+  Status keep_page(int32_t page) { return pages_.keep(page); }
+  Status let_page_go(int32_t page) { return pages_.let_go(page); }
+  bool page_in_use(int32_t page) const { return pages_.users(page) > 0; }
+  bool page_kept(int32_t page) const { return pages_.kept(page); }
+  void set_reclaim(std::function<void(int64_t n)> reclaim) { reclaim_ = std::move(reclaim); }
+  // One page with a user, which is the caller: to be put into a sequence by adopt and given back.
+  Result<int32_t> take_page();
+  Status give_page_back(int32_t page) { return pages_.give_back({&page, 1}); }
+
+  // Integrity recount: every page is free, kept, or belongs to as many sequences as it has users;
+  // every slot is free or open. A message names the first contradiction.
   Status check() const;
 
  private:
@@ -109,16 +137,19 @@ class KvCache {
     int64_t length = 0;
     int64_t reserved = 0;
     int64_t written = 0;  // H: one past the highest position ever written
+    int64_t floor = 0;    // no rollback below it
     std::vector<int32_t> pages;
   };
 
   KvCache(CachePlan plan, std::vector<Buffer> buffers, std::vector<LayerCacheView> layers);
   Slot& slot(int64_t i) { return slots_[static_cast<size_t>(i)]; }
+  Status take_pages(int64_t n, std::vector<int32_t>& pages);
 
   CachePlan plan_;
   std::vector<Buffer> buffers_;  // one per region, in the order of the plan
   std::vector<LayerCacheView> layers_;
   PageAllocator pages_;
+  std::function<void(int64_t)> reclaim_;
   std::vector<Slot> slots_;
   std::vector<int32_t> free_slots_;
 };

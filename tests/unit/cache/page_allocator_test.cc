@@ -31,5 +31,30 @@ TEST(PageAllocator, GivingBackWhatIsFreeOrUnknownIsRefused) {
   EXPECT_TRUE(pages.check().ok());
 }
 
+TEST(PageAllocator, APageIsFreeWhenNeitherUsersNorKeeperHaveIt) {
+  PageAllocator pages(3);
+  std::vector<int32_t> mine;
+  ASSERT_TRUE(pages.take(2, mine).ok());
+  ASSERT_TRUE(pages.keep(mine[0]).ok());
+  EXPECT_FALSE(pages.keep(mine[0]).ok());
+  ASSERT_TRUE(pages.use(mine[0]).ok());
+  EXPECT_EQ(pages.users(mine[0]), 2);
+  ASSERT_TRUE(pages.give_back(mine).ok());
+  EXPECT_EQ(pages.idle(), 0);
+  ASSERT_TRUE(pages.give_back({&mine[0], 1}).ok());
+  EXPECT_EQ(pages.idle(), 1);
+  EXPECT_EQ(pages.available(), 2);
+  ASSERT_TRUE(pages.check().ok());
+  ASSERT_TRUE(pages.use(mine[0]).ok());
+  EXPECT_EQ(pages.idle(), 0);
+  ASSERT_TRUE(pages.let_go(mine[0]).ok());
+  EXPECT_EQ(pages.available(), 2);
+  ASSERT_TRUE(pages.give_back({&mine[0], 1}).ok());
+  EXPECT_EQ(pages.available(), 3);
+  EXPECT_FALSE(pages.use(mine[0]).ok());
+  EXPECT_FALSE(pages.let_go(mine[0]).ok());
+  EXPECT_TRUE(pages.check().ok());
+}
+
 }  // namespace
 }  // namespace dsv4
