@@ -1,6 +1,7 @@
 #include "server/anthropic_request.h"
 
 #include "base/str.h"
+#include "server/output_format.h"
 
 namespace dsv4::server {
 namespace {
@@ -115,6 +116,7 @@ void read_tools(const Fields& body, Conversation& c) {
                        : type == "tool" ? Kind::kNamed
                                         : Kind::kAuto;
   c.tool_choice.name = fields.string("name").value_or("");
+  c.parallel_calls = !fields.boolean("disable_parallel_tool_use").value_or(false);
 }
 
 }  // namespace
@@ -138,6 +140,9 @@ Conversation read_anthropic_request(const App& app, const Fields& body) {
   }
   if (const Value* const config = body.object("output_config")) {
     const Fields k(*config, "output_config", body.problem());
+    if (const Value* const format = k.object("format")) {
+      c.format = read_format(Fields(*format, k.path("format"), body.problem()));
+    }
     const auto effort = k.one_of("effort", {"low", "medium", "high", "xhigh", "max"});
     if (effort) c.thinking.effort = *effort == "xhigh" || *effort == "max" ? "max" : "high";
   }

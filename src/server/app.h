@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "server/constraint.h"
 #include "server/engine_thread.h"
 #include "server/metrics.h"
 #include "text/tokenizer.h"
@@ -24,7 +25,8 @@ struct ApiOptions {
 
 struct App {
   App(const ApiOptions& o, std::unique_ptr<Engine> e, Tokenizer t)
-      : options(o), tokenizer(std::move(t)), engine(std::move(e)) {}
+      : options(o), tokenizer(std::move(t)), engine(std::move(e)),
+        constraints(tokenizer, engine.info().vocab_size, engine.info().eos_token) {}
 
   const ApiOptions options;
   const Tokenizer tokenizer;
@@ -32,6 +34,7 @@ struct App {
   Metrics metrics;
   std::function<int64_t()> connections;  // that are open
   EngineThread engine;
+  ConstraintMaker constraints;
 };
 
 }  // namespace dsv4::server

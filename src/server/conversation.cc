@@ -51,6 +51,38 @@ void check(const Conversation& c, Problem& problem) {
   }
 }
 
+ConstraintSpec constraint_of(const Conversation& c, bool reasons_first) {
+  ConstraintSpec spec;
+  spec.format = c.format;
+  for (const py::Value& tool : c.tools) {
+    const py::Value& function = *tool.find("function");
+    const py::Value* const parameters = function.find("parameters");
+    const py::Value* const strict = function.find("strict");
+    // Of several tools, tool_choice may name one.
+    const std::string& name = *function.find("name")->if_string();
+    if (c.tool_choice.kind == ToolChoice::Kind::kNamed && name != c.tool_choice.name) continue;
+    spec.tools.push_back({.name = name,
+                          .parameters = parameters ? *parameters : py::Value(),
+                          .strict = strict && strict->truthy()});
+  }
+  spec.must_call = c.tool_choice.kind == ToolChoice::Kind::kRequired ||
+                   c.tool_choice.kind == ToolChoice::Kind::kNamed;
+  spec.may_not_call = c.tool_choice.kind == ToolChoice::Kind::kNone;
+  spec.one_call = !c.parallel_calls;
+  spec.reasons_first = reasons_first;
+  return spec;
+}
+
+// The schema is part of the prompt too: on the first message, where the encoder looks for it.
+void attach_format(Conversation& c) {
+  if (c.format.kind != OutputFormat::Kind::kJsonSchema) return;
+  const std::string* const role = role_of(c.messages.front());
+  if (!role || *role != "system") {
+    c.messages.insert(c.messages.begin(), py::Value::object({{"role", "system"}, {"content", ""}}));
+  }
+  c.messages.front().set("response_format", c.format.schema);
+}
+
 }  // namespace
 
 Thinking thinking_of(std::string_view name) {
@@ -73,6 +105,16 @@ std::optional<GenerationSpec> make_spec(App& app, Conversation c, Problem& probl
     c.messages.back().set("wo_eos", true);
     answer_mode = chat::ThinkingMode::kChat;
   }
+  GenerationSpec spec;
+  auto constraint =
+      app.constraints.make(constraint_of(c, answer_mode == chat::ThinkingMode::kThinking));
+  if (!constraint.ok()) {
+    problem.report(c.format.kind == OutputFormat::Kind::kText ? "tools" : "response_format",
+                   constraint.status().message());
+    return std::nullopt;
+  }
+  spec.constraint = std::move(constraint).value();
+  attach_format(c);
   py::Value::Array messages = std::move(c.messages);
   if (!c.tools.empty()) {
     messages = chat::attach_tools(std::move(messages), py::Value(std::move(c.tools)));
@@ -96,7 +138,6 @@ std::optional<GenerationSpec> make_spec(App& app, Conversation c, Problem& probl
                    "context_length_exceeded");
     return std::nullopt;
   }
-  GenerationSpec spec;
   spec.request.prompt = std::move(tokens).value();
   spec.request.sampling = std::move(c.sampling);
   spec.request.max_tokens = c.max_tokens;

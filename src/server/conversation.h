@@ -36,6 +36,8 @@ struct Conversation {
   SamplingParams sampling;
   std::vector<std::string> stops;
   int64_t max_tokens = -1;
+  OutputFormat format;
+  bool parallel_calls = true;
 };
 
 // "off", "high" or "max", as --thinking takes it.

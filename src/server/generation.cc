@@ -29,6 +29,7 @@ Result<std::shared_ptr<Generation>> Generation::start(App& app, std::shared_ptr<
   const std::shared_ptr<Generation> made(new Generation(
       app, std::move(exchange), std::move(spec), std::move(on_delta), std::move(on_done)));
   made->self_ = made;
+  if (made->spec_.constraint) made->spec_.request.constraint = made->spec_.constraint();
   auto id = app.engine.submit(std::move(made->spec_.request), *made);
   if (!id.ok()) {
     made->self_ = nullptr;

@@ -26,6 +26,7 @@ struct GenerationSpec {
   // How the completion is read; nullopt: plain text.
   std::optional<chat::ThinkingMode> mode;
   std::vector<std::string> stops;  // looked for in the content only
+  ConstraintMaker::Factory constraint;
 };
 
 struct TokenInfo {

@@ -139,7 +139,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   void respond(const ConnectionExchange* from, HttpResponse response) {
     if (exchange_.get() != from) return;
-    response.headers.emplace_back("Content-Length", std::to_string(response.body.size()));
+    if (response.status != 204) {
+      response.headers.emplace_back("Content-Length", std::to_string(response.body.size()));
+    }
     std::string bytes = head(response);
     if (!head_request_) bytes += response.body;
     end_exchange(/*gone=*/false);

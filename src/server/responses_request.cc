@@ -1,6 +1,7 @@
 #include "server/responses_request.h"
 
 #include "base/str.h"
+#include "server/output_format.h"
 
 namespace dsv4::server {
 namespace {
@@ -137,6 +138,13 @@ ResponsesRequest read_responses_request(const App& app, const Fields& body) {
   read_input(body, c.messages);
   read_tools(body, c);
   read_reasoning_options(app, body, c);
+  if (const Value* const text = body.object("text")) {
+    const Fields fields(*text, "text", body.problem());
+    if (const Value* const format = fields.object("format")) {
+      c.format = read_format(Fields(*format, "text.format", body.problem()));
+    }
+  }
+  c.parallel_calls = body.boolean("parallel_tool_calls").value_or(true);
   c.sampling = read_sampling(app, body);
   if (const auto m = body.integer("max_output_tokens", 1, int64_t{1} << 40)) c.max_tokens = *m;
   r.stream = body.boolean("stream").value_or(false);

@@ -18,6 +18,7 @@ struct Route {
 };
 
 constexpr Route kRoutes[] = {
+    {"GET", "/", page, false},
     {"GET", "/health", health, false},
     {"GET", "/metrics", metrics, false},
     {"GET", "/v1/models", models, true},

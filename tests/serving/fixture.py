@@ -60,7 +60,7 @@ class Server:
             answer = connection.getresponse()
             text = answer.read().decode()
             is_json = answer.headers.get("Content-Type", "").startswith("application/json")
-            return answer.status, dict(answer.headers), json.loads(text) if is_json else text
+            return answer.status, dict(answer.headers), json.loads(text) if is_json and text else text
         finally:
             connection.close()
 

@@ -9,6 +9,7 @@
 #include "server/endpoints/endpoints.h"
 #include "server/ids.h"
 #include "server/openai_json.h"
+#include "server/output_format.h"
 #include "server/request_body.h"
 #include "server/sse.h"
 
@@ -126,6 +127,8 @@ ChatRequest read_request(const App& app, const Fields& body) {
   }
   read_tools(body, c);
   c.thinking = read_thinking(app, body);
+  c.format = read_output_format(body);
+  c.parallel_calls = body.boolean("parallel_tool_calls").value_or(true);
   c.sampling = read_sampling(app, body);
   c.stops = body.strings("stop", 16);
   if (const auto m = body.integer("max_tokens", 1, int64_t{1} << 40)) c.max_tokens = *m;

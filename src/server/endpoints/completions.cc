@@ -7,6 +7,7 @@
 #include "server/endpoints/endpoints.h"
 #include "server/ids.h"
 #include "server/openai_json.h"
+#include "server/output_format.h"
 #include "server/request_body.h"
 #include "server/sse.h"
 
@@ -19,6 +20,7 @@ struct CompletionRequest {
   std::vector<std::vector<int32_t>> prompts;
   SamplingParams sampling;
   std::vector<std::string> stops;
+  ConstraintMaker::Factory constraint;
   int64_t max_tokens = 16;  // OpenAI's default
   int64_t n = 1;
   bool stream = false, include_usage = false, echo = false, logprobs = false;
@@ -81,6 +83,12 @@ CompletionRequest read_request(App& app, const Fields& body) {
   check_model(app, body);
   read_prompts(app, body, r);
   r.sampling = read_sampling(app, body);
+  const auto constraint = app.constraints.make({.format = read_output_format(body)});
+  if (constraint.ok()) {
+    r.constraint = *constraint;
+  } else {
+    body.report("structured_outputs", constraint.status().message());
+  }
   r.stops = body.strings("stop", 16);
   r.echo = body.boolean("echo").value_or(false);
   r.max_tokens = body.integer("max_tokens", r.echo ? 0 : 1, int64_t{1} << 40).value_or(16);
@@ -254,6 +262,7 @@ void completions(App& app, const std::shared_ptr<Exchange>& exchange) {
       spec.request.prompt_logprobs = 0;  // the engine runs no request without a result
     }
     spec.stops = request.stops;
+    spec.constraint = request.constraint;
     for (GenerationSpec& one : repeat(std::move(spec), request.n)) specs.push_back(std::move(one));
   }
   const auto writer = std::make_shared<CompletionWriter>(app, exchange, std::move(request));

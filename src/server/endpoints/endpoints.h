@@ -13,6 +13,7 @@ using Endpoint = void (*)(App& app, const std::shared_ptr<Exchange>& exchange);
 
 void health(App& app, const std::shared_ptr<Exchange>& exchange);
 void metrics(App& app, const std::shared_ptr<Exchange>& exchange);
+void page(App& app, const std::shared_ptr<Exchange>& exchange);
 void models(App& app, const std::shared_ptr<Exchange>& exchange);
 void chat_completions(App& app, const std::shared_ptr<Exchange>& exchange);
 void completions(App& app, const std::shared_ptr<Exchange>& exchange);
