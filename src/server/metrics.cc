@@ -95,6 +95,15 @@ std::string Metrics::text(const EngineStats& e, int64_t connections) const {
       e.preemptions);
   one(out, "dsv4_draft_tokens_total", "Tokens drafted.", "counter", e.drafted_tokens);
   one(out, "dsv4_draft_tokens_accepted_total", "Of these, accepted.", "counter", e.accepted_tokens);
+  head(out, "dsv4_engine_seconds_total", "Time of steps, by what it went into.", "counter");
+  const std::pair<std::string_view, double> parts[] = {{"schedule", e.schedule_seconds},
+                                                       {"forward", e.forward_seconds},
+                                                       {"sample", e.sample_seconds},
+                                                       {"deliver", e.sink_seconds},
+                                                       {"all", e.step_time.sum}};
+  for (const auto& [part, seconds] : parts) {
+    out += cat("dsv4_engine_seconds_total{part=\"", part, "\"} ", py::float_repr(seconds), "\n");
+  }
   const PrefixCacheStats& prefix = e.prefix;
   one(out, "dsv4_prefix_cache_lookups_total", "Requests that asked the prefix cache.", "counter",
       prefix.lookups);

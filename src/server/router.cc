@@ -66,7 +66,8 @@ bool has_key(const App& app, const HttpRequest& request) {
 void dispatch(App& app, const std::shared_ptr<Exchange>& exchange) {
   HttpRequest& request = exchange->request();
   const Dialect dialect = dialect_of(request.path);
-  const std::string_view method = request.method == "HEAD" ? "GET" : request.method;
+  const std::string_view method =
+      request.method == "HEAD" ? std::string_view("GET") : std::string_view(request.method);
   std::string allowed;
   for (const Route& route : kRoutes) {
     if (!matches(route, request.path)) continue;
