@@ -160,7 +160,8 @@ struct MemoryPlan {
   size_t cache = 0;
   size_t workspace = 0;    // step inputs and outputs; scratch of ops comes on top, on first use
   size_t prefix_host = 0;  // of the prefix cache at most, in host memory, as it fills
-  size_t available = 0;    // free now in the backend's memory
+  bool prefix_on_device = false;  // host memory is the backend's memory, so that counts too
+  size_t available = 0;           // free now in the backend's memory
 
   int64_t context = 0, max_sequences = 0, cache_tokens = 0, prefill_chunk = 0;
   size_t cache_per_sequence = 0;  // rings and tails
@@ -172,7 +173,9 @@ struct MemoryPlan {
   };
   std::vector<Region> regions;  // of the cache, by kind
 
-  size_t total() const { return weights + activations + cache + workspace; }
+  size_t total() const {
+    return weights + activations + cache + workspace + (prefix_on_device ? prefix_host : 0);
+  }
   bool fits() const { return total() <= available; }
 };
 // A table for people, several lines, each ended.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "api/backends.h"
+#include "api/fingerprint.h"
 #include "api/generation_config.h"
 #include "api/loaded_model.h"
 #include "base/str.h"
@@ -93,8 +94,10 @@ Result<std::unique_ptr<Engine>> Engine::load(const EngineOptions& options) {
     DSV4_ASSIGN(info.sampling, load_generation_config(options.model_dir, info.vocab_size));
     DSV4_ASSIGN(parts->loaded,
                 load_model(std::move(opened), std::move(backend), progress_sink(options)));
+    const Hash128 identity =
+        fingerprint(options.model_dir, *parts->loaded.checkpoint, *parts->loaded.backend);
     DSV4_ASSIGN(parts->core, EngineCore::make(*parts->loaded.model, limits, *parts->loaded.backend,
-                                              parts->loaded.backend->ops()));
+                                              parts->loaded.backend->ops(), identity));
     return std::unique_ptr<Engine>(new Engine(std::move(parts)));
   });
 }

@@ -17,14 +17,18 @@ bool EngineCore::fits(const Sequence& seq) const {
   const Session* const session = cached_session(seq);
   if (!session && cache_->free_slots() == 0) return false;
   int64_t pages = cache_->pages_for(std::ssize(seq.tokens));
-  if (session) pages -= std::ssize(session->cache.pages());
+  if (session) {
+    pages -= std::ssize(session->cache.pages());
+  } else if (seq.caches && !seq.scores_prompt()) {
+    pages -= prefix_->find(seq.tokens, std::ssize(seq.tokens) - 1).used_pages;
+  }
   // Prompts that were admitted take their pages as they run.
   for (const auto& running : running_) {
     pages += std::max<int64_t>(
         0, cache_->pages_for(std::ssize(running->tokens)) - running->held_pages());
   }
   pages += admission_reserve(std::ssize(running_), cache_->total_pages());
-  return pages <= cache_->free_pages();
+  return pages <= available_pages();
 }
 
 bool EngineCore::evict_idle_session(SessionId keep) {
@@ -43,7 +47,7 @@ bool EngineCore::evict_idle_session(SessionId keep) {
 bool EngineCore::make_place(const Sequence& seq) {
   if (evict_idle_session(seq.request.session)) return true;
   std::vector<PlaceView> views;
-  int64_t pages = cache_->free_pages();
+  int64_t pages = available_pages();
   for (const auto& running : running_) {
     views.push_back(
         {.order = running->id, .level = running->level, .pages = running->held_pages()});
@@ -61,7 +65,8 @@ void EngineCore::preempt(size_t index) {
   running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(index));
   ++stats_.preemptions;
   ++seq->usage.preemptions;
-  stats_.recomputed_tokens += seq->cache.length();
+  seq->lost = seq->cache.length();
+  leave_prefix(*seq, seq->lost);
   seq->cache.free();
   seq->queued_since = clock_();
   waiting_.push_back(std::move(seq));
@@ -92,6 +97,9 @@ void EngineCore::admit(size_t index) {
     if (!opened.ok()) return fail(*seq, opened.status());
     seq->cache = std::move(opened).value();
   }
+  begin_with_prefix(*seq);
+  stats_.recomputed_tokens += std::max<int64_t>(0, seq->lost - seq->cache.length());
+  seq->lost = 0;
   const Seconds now = clock_();
   seq->waited += now - seq->queued_since;
   seq->level = aged_level(seq->request.priority, seq->waited);
@@ -104,15 +112,29 @@ void EngineCore::admit(size_t index) {
 }
 
 void EngineCore::admit_waiting() {
+  // Those who do better to wait for what another one is computing are passed over, a few per step.
+  constexpr int64_t kMostPassedOver = 16;
+  std::vector<const Sequence*> passed;
+  std::vector<PlaceView> views;
+  std::vector<size_t> indices;
   while (!waiting_.empty()) {
     const Seconds now = clock_();
-    std::vector<PlaceView> views;
-    views.reserve(waiting_.size());
-    for (const auto& seq : waiting_) {
-      const Seconds waited = seq->waited + now - seq->queued_since;
-      views.push_back({.order = seq->id, .level = aged_level(seq->request.priority, waited)});
+    views.clear();
+    indices.clear();
+    for (size_t i = 0; i < waiting_.size(); ++i) {
+      const Sequence& seq = *waiting_[i];
+      if (std::find(passed.begin(), passed.end(), &seq) != passed.end()) continue;
+      const Seconds waited = seq.waited + now - seq.queued_since;
+      views.push_back({.order = seq.id, .level = aged_level(seq.request.priority, waited)});
+      indices.push_back(i);
     }
-    const auto head = static_cast<size_t>(next_in_queue(views));
+    const int64_t next = next_in_queue(views);
+    if (next < 0) return;
+    const size_t head = indices[static_cast<size_t>(next)];
+    if (std::ssize(passed) < kMostPassedOver && expects_prefix(*waiting_[head])) {
+      passed.push_back(waiting_[head].get());
+      continue;
+    }
     while (!fits(*waiting_[head])) {
       // What is preempted goes to the end of the list: `head` stays where it is.
       if (!make_place(*waiting_[head])) return;
@@ -122,7 +144,7 @@ void EngineCore::admit_waiting() {
 }
 
 int64_t EngineCore::lacking_pages(std::span<const int64_t> rows) const {
-  int64_t pages = -cache_->free_pages();
+  int64_t pages = -available_pages();
   for (size_t i = 0; i < rows.size(); ++i) {
     const Sequence& seq = *running_[i];
     pages +=
@@ -140,13 +162,16 @@ std::vector<int64_t> EngineCore::plan_step() {
     std::vector<RunningView> views;
     std::vector<PlaceView> places;
     for (const auto& seq : running_) {
-      views.push_back({.order = seq->id,
-                       .level = seq->level,
-                       .pending = seq->pending(),
-                       .most = seq->pending(),
-                       .last_run = seq->last_run,
-                       .decodes = seq->decodes(),
-                       .scored = seq->scores_prompt()});
+      views.push_back(
+          {.order = seq->id,
+           .level = seq->level,
+           .pending = seq->pending(),
+           .most = seq->stops.empty()
+                       ? seq->pending()
+                       : std::min(seq->pending(), seq->stops.front() - seq->cache.length()),
+           .last_run = seq->last_run,
+           .decodes = seq->decodes(),
+           .scored = seq->scores_prompt()});
       places.push_back({.order = seq->id, .level = seq->level, .pages = seq->held_pages()});
     }
     std::vector<int64_t> rows = plan_rows(views, limits);

@@ -34,6 +34,7 @@ EngineCore::EngineCore(Parts parts)
       vocab_size_(parts.vocab_size),
       eos_token_(parts.eos_token),
       cache_(std::move(parts.cache)),
+      prefix_(std::move(parts.prefix)),
       runner_(std::move(parts.runner)),
       clock_(std::move(parts.clock)),
       inbox_(limits_.cache.max_sequences, limits_.max_queue) {
@@ -41,16 +42,28 @@ EngineCore::EngineCore(Parts parts)
 }
 
 Result<std::unique_ptr<EngineCore>> EngineCore::make(const Model& model, const EngineLimits& limits,
-                                                     Backend& backend, const OpTable& ops) {
+                                                     Backend& backend, const OpTable& ops,
+                                                     Hash128 identity) {
   Parts parts{.limits = limits,
               .vocab_size = model.config.vocab_size,
               .eos_token = static_cast<int32_t>(model.config.eos_token_id),
               .cache = nullptr,
+              .prefix = nullptr,
               .runner = nullptr,
               .clock = steady_seconds};
-  DSV4_ASSIGN(parts.cache,
-              KvCache::make(make_cache_spec(model.config, model.plan), limits.cache, backend));
+  const CacheSpec spec = make_cache_spec(model.config, model.plan);
+  DSV4_ASSIGN(parts.cache, KvCache::make(spec, limits.cache, backend));
   DSV4_ASSIGN(parts.runner, Runner::make(model, *parts.cache, limits.batch, backend, ops));
+  if (const PrefixCacheOptions& o = limits.prefix; o.enabled) {
+    DSV4_ASSIGN(auto copier, StateCopier::make(spec, *parts.cache, backend));
+    std::unique_ptr<DiskStore> disk;
+    if (!o.disk_dir.empty()) {
+      DSV4_ASSIGN(disk, DiskStore::open(o.disk_dir, identity));
+    }
+    parts.prefix = std::make_unique<PrefixIndex>(
+        *parts.cache, std::move(copier),
+        PrefixLimits{.host_bytes = o.host_bytes, .disk_bytes = o.disk_bytes}, std::move(disk));
+  }
   return std::make_unique<EngineCore>(std::move(parts));
 }
 
@@ -92,6 +105,7 @@ void EngineCore::collect_mail() {
     if (r.sampling.repetition_penalty != 1.0f) seq.history.add_prompt(seq.tokens);
     seq.usage.prompt_tokens = std::ssize(r.prompt);
     seq.usage.seed = seq.seed;
+    seq.caches = prefix_ && r.use_prefix_cache;
     seq.request = std::move(r);
   }
   for (const SessionId id : mail_.closed) sessions_.erase(id);
@@ -103,6 +117,7 @@ void EngineCore::collect_mail() {
 }
 
 void EngineCore::release(Sequence& seq, bool sound) {
+  if (sound && seq.cache) leave_prefix(seq, seq.cache.length());
   const SessionId id = seq.request.session;
   if (inbox_.ended(seq.id, id)) {
     sessions_.erase(id);
@@ -196,11 +211,17 @@ void EngineCore::advance(Sequence& seq, std::span<const int32_t> rows, const Log
   if (const Status status = seq.cache.commit(std::ssize(rows)); !status.ok()) {
     return fail(seq, status);
   }
+  if (!seq.stops.empty() && seq.stops.front() <= seq.cache.length()) {
+    if (seq.stops.front() == seq.cache.length()) leave_prefix(seq, seq.cache.length());
+    seq.stops.erase(seq.stops.begin());
+  }
   if (seq.usage.completion_tokens == 0) {
     timed_sink([&] { seq.sink->on_prefill(seq.id, seq.cache.length(), seq.prompt()); });
   }
   if (seq.scores_prompt()) score_prompt(seq, logits, first_row, logit_rows);
   if (seq.ended || seq.pending() > 0) return;
+  // The same prompt again has to run its last token, and the next turn often differs from there.
+  if (seq.usage.completion_tokens == 0) leave_prefix(seq, seq.cache.length() - 1);
   if (seq.request.max_tokens == 0) return finish(seq, FinishReason::kMaxTokens);
 
   const Seconds begin = clock_();
@@ -286,7 +307,8 @@ void EngineCore::publish() {
   stats_.waiting = std::ssize(waiting_);
   // The queue has room again when one of those that run has ended.
   stats_.retry_after_seconds = end_interval_ > 0 ? end_interval_ : 1.0;
-  stats_.free_pages = cache_->free_pages();
+  stats_.free_pages = available_pages();
+  if (prefix_) stats_.prefix = prefix_->stats();
   stats_.total_pages = cache_->total_pages();
   stats_.workspace_bytes = runner_->workspace_bytes();
   stats_.workspace_growths = runner_->workspace_growths();

@@ -10,7 +10,9 @@
 #include <stop_token>
 #include <vector>
 
+#include "base/hash.h"
 #include "cache/kv_cache.h"
+#include "cache/prefix_index.h"
 #include "dsv4/status.h"
 #include "dsv4/types.h"
 #include "engine/inbox.h"
@@ -30,13 +32,16 @@ class EngineCore {
     int64_t vocab_size = 0;
     int32_t eos_token = 0;
     std::unique_ptr<KvCache> cache;
+    std::unique_ptr<PrefixIndex> prefix;  // of `cache`; null: none
     std::unique_ptr<StepRunner> runner;
     std::function<Seconds()> clock;
   };
   explicit EngineCore(Parts parts);
   // `model`, `backend` and `ops` (the backend's table or a wrapper of it) must outlive the core.
+  // `identity` says which stored state is of this model on this backend.
   static Result<std::unique_ptr<EngineCore>> make(const Model& model, const EngineLimits& limits,
-                                                  Backend& backend, const OpTable& ops);
+                                                  Backend& backend, const OpTable& ops,
+                                                  Hash128 identity);
 
   // Any thread.
   Result<RequestId> submit(Request request, EventSink& sink);
@@ -48,7 +53,8 @@ class EngineCore {
   // The engine's thread.
   Result<StepReport> step();
   void wait(std::stop_token stop) { inbox_.wait(stop); }
-  const KvCache& cache() const { return *cache_; }
+  // Integrity recount of everything that is held.
+  Status check() const { return prefix_ ? prefix_->check() : cache_->check(); }
 
  private:
   // What an idle session left in the cache: the rows of `tokens`.
@@ -64,6 +70,7 @@ class EngineCore {
   // engine_admission.cc: who has a place in the cache.
   void admit_waiting();
   bool fits(const Sequence& seq) const;
+  int64_t available_pages() const { return cache_->free_pages() + cache_->idle_pages(); }
   bool make_place(const Sequence& seq);
   void admit(size_t index);
   // Takes the session's cache over as far as the prompt agrees with it.
@@ -73,6 +80,12 @@ class EngineCore {
   // Back to the queue; what it had in the cache will be computed again.
   void preempt(size_t index);
   int64_t lacking_pages(std::span<const int64_t> rows) const;
+
+  // engine_prefix.cc: what sequences take from the prefix cache and leave there.
+  bool expects_prefix(const Sequence& seq);
+  void begin_with_prefix(Sequence& seq);
+  void plan_stops(Sequence& seq, int64_t agreeing) const;
+  void leave_prefix(Sequence& seq, int64_t length);
 
   std::vector<int64_t> plan_step();
   Result<StepReport> run_batch();
@@ -94,6 +107,7 @@ class EngineCore {
   const int64_t vocab_size_;
   const int32_t eos_token_;
   const std::unique_ptr<KvCache> cache_;
+  const std::unique_ptr<PrefixIndex> prefix_;
   const std::unique_ptr<StepRunner> runner_;
   const std::function<Seconds()> clock_;
   Inbox inbox_;

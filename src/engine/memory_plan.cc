@@ -68,6 +68,8 @@ Result<EngineLimits> resolve_limits(const EngineOptions& o, const ModelConfig& c
   l.cache = {.max_sequences = o.max_sequences,
              .max_tokens = o.cache_tokens ? o.cache_tokens : o.max_sequences * spans * spec.span,
              .max_rollback = o.max_rollback};
+  DSV4_TRY(check_range("prefix.snapshot_spans", o.prefix.snapshot_spans, 0, kMaxChunk));
+  l.prefix = o.prefix;
   l.max_queue = o.max_queue;
   l.prompt_logprob_rows = std::min(o.prompt_logprob_rows, l.prefill_chunk);
   l.batch = {.max_rows = o.step_tokens ? o.step_tokens : l.prefill_chunk + o.max_sequences,
@@ -89,6 +91,8 @@ Result<MemoryPlan> plan_memory(const EngineLimits& limits, const ModelConfig& co
       activation_bytes(config, plan, limits.batch.max_rows, limits.batch.max_logit_rows);
   m.cache = cache.bytes;
   m.workspace = BatchBuilder::device_bytes(limits.batch, spec.span);
+  m.prefix_host = limits.prefix.enabled ? limits.prefix.host_bytes : 0;
+  m.prefix_on_device = backend.shares_host_memory();
   m.available = backend.memory().available;
   m.context = limits.context;
   m.max_sequences = cache.slots;
@@ -121,6 +125,10 @@ std::string to_text(const MemoryPlan& m) {
   }
   line(out, "  = per sequence", m.cache_per_sequence, "");
   line(out, "  + per 1024 tokens", static_cast<size_t>(m.cache_per_token * 1024), "");
+  if (m.prefix_host > 0) {
+    line(out, "prefix cache", m.prefix_host,
+         m.prefix_on_device ? "at most" : "at most, in host memory, not in the total");
+  }
   line(out, "step inputs", m.workspace, "");
   line(out, "total", m.total(),
        cat(m.fits() ? "fits" : "DOES NOT FIT", ", ", human(m.available), " available"));

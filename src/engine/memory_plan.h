@@ -19,6 +19,7 @@ struct EngineLimits {
   int64_t prefill_chunk = 0;
   int64_t max_queue = 0;
   int64_t prompt_logprob_rows = 0;
+  PrefixCacheOptions prefix;
   CacheLimits cache;
   BatchLimits batch;
 };

@@ -23,6 +23,9 @@ struct Sequence {
   int64_t level = 0;     // see scheduler.h; set at admission
   int64_t last_run = 0;  // step number
   Seconds queued_since = 0, waited = 0;
+  bool caches = false;         // takes from and leaves to the prefix cache
+  std::vector<int64_t> stops;  // rising: lengths at which it leaves a snapshot on its way
+  int64_t lost = 0;            // rows that a preemption cost it
   bool cancelled = false;
   bool ended = false;  // its sink has had the last word
 

@@ -32,6 +32,8 @@ class Backend {
   virtual std::string describe() const = 0;    // one line for people: device, ISA, threads
   virtual const OpTable& ops() const = 0;
   virtual MemoryInfo memory() const = 0;
+  // True where allocate() takes from the host's memory.
+  virtual bool shares_host_memory() const { return true; }
   virtual KvFormat kv_format() const = 0;      // rows of ring and entries that its ops expect
   // True where every BF16 rounding point inside the ops is the published one; such a backend is held
   // to the sharper limits of the golden comparison. Fused backends may stay in FP32 in between.

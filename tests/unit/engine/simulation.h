@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <string>
 
 #include "engine/engine_core.h"
 #include "unit/cache/host_backend.h"
@@ -19,6 +20,9 @@ struct SimulationOptions {
   int64_t step_tokens = 0;
   int64_t max_queue = 0;
   int64_t max_rollback = 3;
+  bool prefix = false;
+  size_t host_bytes = size_t{1} << 30;
+  std::string disk_dir;
 };
 
 struct Simulation {
@@ -42,6 +46,19 @@ struct Simulation {
     auto made = KvCache::make(spec, parts.limits.cache, backend);
     EXPECT_TRUE(made.ok()) << made.status().message();
     parts.cache = std::move(made).value();
+    if (o.prefix) {
+      parts.limits.prefix = {.enabled = true, .snapshot_spans = 2};
+      auto copier = StateCopier::make(spec, *parts.cache, backend);
+      std::unique_ptr<DiskStore> disk;
+      if (!o.disk_dir.empty()) {
+        auto opened = DiskStore::open(o.disk_dir, {7, 7});
+        EXPECT_TRUE(opened.ok()) << opened.status().message();
+        disk = std::move(opened).value();
+      }
+      parts.prefix = std::make_unique<PrefixIndex>(
+          *parts.cache, std::move(copier).value(),
+          PrefixLimits{.host_bytes = o.host_bytes, .disk_bytes = size_t{1} << 30}, std::move(disk));
+    }
     auto fake = std::make_unique<FakeRunner>(spec, *parts.cache, parts.limits.batch);
     runner = fake.get();
     // A step costs a little and its rows a little more.
