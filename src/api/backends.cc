@@ -33,7 +33,8 @@ Result<std::unique_ptr<Backend>> make_backend(std::string_view name) {
     known += cat(known.empty() ? "" : ", ", r.name);
     if (name != "auto" && name != r.name) continue;
     auto backend = r.make();
-    if (backend.ok() || name == r.name) return backend;
+    // A wrong setting is not a reason to take another backend.
+    if (backend.ok() || name == r.name || backend.status().code() == Code::kInvalidArgument) return backend;
     failures += cat("; ", r.name, ": ", backend.status().message());
   }
   if (name == "auto") return Status(Code::kUnsupported, cat("no backend works here", failures));

@@ -1,16 +1,14 @@
 #include "backends/cpu/cpu_backend.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <system_error>
 
 #include "backends/cpu/core.h"
 #include "backends/cpu/ops.h"
 #include "backends/reference/reference_backend.h"
+#include "base/memory.h"
 #include "base/str.h"
 
 namespace dsv4 {
@@ -57,18 +55,8 @@ class CpuBackend : public Backend {
   KvFormat kv_format() const override { return KvFormat::kBf16; }
 
   MemoryInfo memory() const override {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    MemoryInfo info{.total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * page,
-                    .available = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * page};
-    // Pages that cache files count as available.
-    std::ifstream meminfo("/proc/meminfo");
-    std::string key, unit;
-    size_t kib = 0;
-    while (meminfo >> key >> kib) {
-      std::getline(meminfo, unit);
-      if (key == "MemAvailable:") info.available = kib << 10;
-    }
-    return info;
+    const HostMemory host = host_memory();
+    return {.total = host.total, .available = host.available};
   }
 
   Result<Buffer> allocate(size_t bytes) override { return allocate_pages(bytes); }

@@ -14,11 +14,12 @@ namespace {
 struct Isa {
   std::string_view name;
   int64_t target;
+  int64_t otherwise = 0;  // for files that are not compiled for it
 };
 
 constexpr std::array kIsas = {
 #if HWY_ARCH_X86
-    Isa{"avx512_bf16", HWY_AVX3_DL}, Isa{"avx512", HWY_AVX3}, Isa{"avx2", HWY_AVX2},
+    Isa{"avx512_bf16", HWY_AVX3_DL, HWY_AVX3}, Isa{"avx512", HWY_AVX3}, Isa{"avx2", HWY_AVX2},
 #elif HWY_ARCH_ARM
     Isa{"neon", HWY_NEON},
 #endif
@@ -54,8 +55,8 @@ Result<Kernels> select_kernels(std::string_view name) {
   for (const Isa& isa : kIsas) {
     const int64_t usable = isa.target & runnable() & (HWY_TARGETS);
     if (!usable || (!name.empty() && name != isa.name)) continue;
-    hwy::SetSupportedTargetsForTest(usable);
-    hwy::GetChosenTarget().Update(usable);
+    hwy::SetSupportedTargetsForTest(usable | isa.otherwise);
+    hwy::GetChosenTarget().Update(usable | isa.otherwise);
     Kernels kernels{.isa = isa.name, .linear = linear_kernels(), .rows = row_kernels(),
                     .attention = attention_kernels()};
     hwy::SetSupportedTargetsForTest(0);

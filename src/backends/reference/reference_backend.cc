@@ -1,12 +1,11 @@
 #include "backends/reference/reference_backend.h"
 
-#include <unistd.h>
-
 #include <cstdlib>
 #include <cstring>
 
 #include "backends/reference/kernels.h"
 #include "backends/reference/matrix.h"
+#include "base/memory.h"
 #include "base/str.h"
 
 namespace dsv4 {
@@ -76,9 +75,8 @@ class ReferenceBackend : public Backend {
   bool exact_rounding() const override { return true; }
 
   MemoryInfo memory() const override {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    return {.total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * page,
-            .available = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * page};
+    const HostMemory host = host_memory();
+    return {.total = host.total, .available = host.available};
   }
 
   Result<Buffer> allocate(size_t bytes) override { return allocate_host(bytes); }

@@ -153,5 +153,14 @@ TEST(Isa, UnknownNamesAreRefusedWithTheKnownOnes) {
   EXPECT_NE(backend.status().message().find("scalar"), std::string::npos);
 }
 
+// Files that are not compiled for BF16 pairs must not fall back to portable code where those are chosen.
+TEST(Isa, Bf16KeepsTheVectorCodeOfAvx512) {
+  const auto pairs = cpu::select_kernels("avx512_bf16"), plain = cpu::select_kernels("avx512");
+  if (!pairs.ok()) GTEST_SKIP() << "no AVX512_BF16 here";
+  EXPECT_EQ(pairs->rows.dots, plain->rows.dots);
+  EXPECT_EQ(pairs->attention.scores, plain->attention.scores);
+  EXPECT_NE(pairs->linear.multiply, plain->linear.multiply);
+}
+
 }  // namespace
 }  // namespace dsv4
