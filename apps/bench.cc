@@ -359,6 +359,7 @@ void add_bench(CLI::App& app, int& exit_code) {
   add_ops(*bench, exit_code);
   add_model(*bench, true, exit_code);
   add_model(*bench, false, exit_code);
+  add_bench_batch(*bench, exit_code);
 }
 
 }  // namespace dsv4::apps

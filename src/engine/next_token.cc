@@ -86,7 +86,10 @@ Result<NextToken> next_token(Sequence& seq, std::span<const float> logits, Sampl
   if (constraint) constraint->accept(token);
   ++seq.usage.completion_tokens;
   seq.tokens.push_back(token);
-  seq.history.add_generated(token);
+  const SamplingParams& p = seq.request.sampling;
+  if (p.repetition_penalty != 1 || p.frequency_penalty != 0 || p.presence_penalty != 0) {
+    seq.history.add_generated(token);
+  }
   return next;
 }
 

@@ -166,21 +166,25 @@ int32_t Sampler::draw(const SamplingParams& params, uint64_t seed, int64_t posit
   // Penalties can push a sum past the float range; what they leave is not a distribution then.
   if (params.temperature == 0 || params.top_k == 1 || !std::isfinite(*largest)) return argmax;
 
-  truncate(params, *largest);
+  // In order of ids either way, so that the sums are the same.
+  const bool all = params.top_k == 0 && params.top_p >= 1 && params.min_p == 0;
+  if (!all) truncate(params, *largest);
+  const size_t n = all ? adjusted_.size() : candidates_.size();
   const double scale = 1.0 / params.temperature;
-  const auto weight = [&](const Candidate& c) {
-    return std::exp((static_cast<double>(c.logit) - static_cast<double>(*largest)) * scale);
-  };
+  weights_.resize(n);
   double total = 0;
-  for (const Candidate& c : candidates_) total += weight(c);
+  for (size_t i = 0; i < n; ++i) {
+    const float logit = all ? adjusted_[i] : candidates_[i].logit;
+    weights_[i] = std::exp((static_cast<double>(logit) - static_cast<double>(*largest)) * scale);
+    total += weights_[i];
+  }
   const double target = uniform_at(seed, static_cast<uint64_t>(position)) * total;
   double sum = 0;
   int32_t last = argmax;
-  for (const Candidate& c : candidates_) {
-    const double w = weight(c);
-    if (w == 0) continue;
-    sum += w;
-    last = c.id;
+  for (size_t i = 0; i < n; ++i) {
+    if (weights_[i] == 0) continue;
+    sum += weights_[i];
+    last = all ? static_cast<int32_t>(i) : candidates_[i].id;
     if (target < sum) break;
   }
   return last;

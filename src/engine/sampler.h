@@ -64,6 +64,7 @@ class Sampler {
   // Kept between calls so that a step allocates nothing.
   std::vector<float> adjusted_;
   std::vector<Candidate> candidates_;
+  std::vector<double> weights_;
 };
 
 }  // namespace dsv4
