@@ -15,6 +15,7 @@
 #include "bench/ops_bench.h"
 #include "bench/peak.h"
 #include "bench/synthetic.h"
+#include "bench_serve.h"
 #include "command.h"
 #include "convert/synth.h"
 #include "progress.h"
@@ -354,12 +355,13 @@ void add_model(CLI::App& bench, bool decode, int& exit_code) {
 
 void add_bench(CLI::App& app, int& exit_code) {
   CLI::App* bench =
-      app.add_subcommand("bench", "Time ops, decode or prefill against what the machine can do");
+      app.add_subcommand("bench", "Time ops, decode, prefill or a server");
   bench->require_subcommand(1);
   add_ops(*bench, exit_code);
   add_model(*bench, true, exit_code);
   add_model(*bench, false, exit_code);
   add_bench_batch(*bench, exit_code);
+  add_bench_serve(*bench, exit_code);
 }
 
 }  // namespace dsv4::apps

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/str.h"
+
 namespace dsv4::server {
 namespace {
 
@@ -19,6 +21,13 @@ struct Answers {
 
 }  // namespace
 
+void AnswerWriter::on_prompt(int64_t done, int64_t total) {
+  const auto now = std::chrono::steady_clock::now();
+  if (!stream_ || now - last_comment_ < std::chrono::seconds(3)) return;
+  last_comment_ = now;
+  exchange_->write(cat(": ", done, " of ", total, " prompt tokens\n\n"));
+}
+
 std::optional<ApiError> start_answers(App& app, const std::shared_ptr<Exchange>& exchange,
                      std::vector<GenerationSpec> specs, std::shared_ptr<AnswerWriter> writer) {
   const auto answers = std::make_shared<Answers>();
@@ -28,7 +37,9 @@ std::optional<ApiError> start_answers(App& app, const std::shared_ptr<Exchange>&
     auto started = Generation::start(
         app, exchange, std::move(specs[i]),
         [answers, i](const Delta& delta) {
-          if (!answers->failed) answers->writer->on_delta(i, delta);
+          if (answers->failed) return;
+          if (delta.prompt_done > 0) answers->writer->on_prompt(delta.prompt_done, delta.prompt_total);
+          if (delta.has_answer()) answers->writer->on_delta(i, delta);
         },
         [answers, i, &app](const Result<Outcome>& outcome) {
           if (answers->failed) return;

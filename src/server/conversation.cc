@@ -141,6 +141,7 @@ std::optional<GenerationSpec> make_spec(App& app, Conversation c, Problem& probl
   spec.request.prompt = std::move(tokens).value();
   spec.request.sampling = std::move(c.sampling);
   spec.request.max_tokens = c.max_tokens;
+  spec.request.ignore_eos = c.ignore_eos;
   spec.mode = answer_mode;
   if (c.thinking.budget && answer_mode == chat::ThinkingMode::kThinking) {
     if (const auto end = app.tokenizer.token_id(chat::kThinkEnd)) {

@@ -36,6 +36,7 @@ struct Conversation {
   SamplingParams sampling;
   std::vector<std::string> stops;
   int64_t max_tokens = -1;
+  bool ignore_eos = false;  // go on until max_tokens, for measurements
   OutputFormat format;
   bool parallel_calls = true;
 };

@@ -60,6 +60,13 @@ void Generation::leave(F&& change) noexcept {
   if (post) exchange_->post([self = shared_from_this()] { self->drain(); });
 }
 
+void Generation::on_prefill(RequestId, int64_t done, int64_t total) noexcept {
+  leave([&](Arrival& a) {
+    a.prompt_done = done;
+    a.prompt_total = total;
+  });
+}
+
 void Generation::on_prompt_token(RequestId, const TokenEvent& event) noexcept {
   leave([&](Arrival& a) {
     a.prompt_tokens.push_back(
@@ -97,13 +104,15 @@ void Generation::drain() {
   outcome_.prompt_logprobs.insert(outcome_.prompt_logprobs.end(), arrival.prompt_tokens.begin(),
                                   arrival.prompt_tokens.end());
   delta_.prompt_tokens = std::move(arrival.prompt_tokens);
+  delta_.prompt_done = arrival.prompt_done;
+  delta_.prompt_total = arrival.prompt_total;
   for (const TokenInfo& info : arrival.tokens) {
     if (ended_ || stopped_) break;
     token(info);
   }
   if (!ended_ && (arrival.finish || !arrival.error.ok())) {
     finish(arrival);
-  } else if (!ended_ && on_delta_ && !delta_.empty()) {
+  } else if (!ended_ && on_delta_ && (delta_.has_answer() || delta_.prompt_done > 0)) {
     on_delta_(delta_);
   }
   delta_ = {};
@@ -211,7 +220,7 @@ void Generation::done(const Result<Outcome>& outcome) {
                                                                           : "stop");
   const auto on_delta = std::exchange(on_delta_, nullptr);
   const auto on_done = std::exchange(on_done_, nullptr);
-  if (on_delta && !delta_.empty()) on_delta(delta_);
+  if (on_delta && delta_.has_answer()) on_delta(delta_);
   if (on_done) on_done(outcome);
 }
 

@@ -41,7 +41,8 @@ struct Delta {
   std::vector<chat::StreamEvent> events;
   std::vector<TokenInfo> tokens;  // of the content, where log probabilities were asked for
   std::vector<TokenInfo> prompt_tokens;  // where theirs were asked for; before everything else
-  bool empty() const { return events.empty() && tokens.empty() && prompt_tokens.empty(); }
+  int64_t prompt_done = 0, prompt_total = 0;  // tokens of the prompt that ran; 0 = nothing new
+  bool has_answer() const { return !events.empty() || !tokens.empty() || !prompt_tokens.empty(); }
 };
 
 enum class StopReason { kEnd, kStopString, kLength, kToolCalls, kCancelled };
@@ -74,6 +75,7 @@ class Generation final : public EventSink, public std::enable_shared_from_this<G
 
   struct Arrival {
     std::vector<TokenInfo> tokens, prompt_tokens;
+    int64_t prompt_done = 0, prompt_total = 0;
     std::optional<FinishReason> finish;
     Usage usage;
     Status error;
@@ -83,6 +85,7 @@ class Generation final : public EventSink, public std::enable_shared_from_this<G
              OnDone on_done);
 
   // On the engine's thread.
+  void on_prefill(RequestId id, int64_t done, int64_t total) noexcept override;
   void on_prompt_token(RequestId id, const TokenEvent& event) noexcept override;
   void on_token(RequestId id, const TokenEvent& event) noexcept override;
   void on_finish(RequestId id, FinishReason reason, const Usage& usage) noexcept override;

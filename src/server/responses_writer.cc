@@ -9,7 +9,7 @@ using py::Value;
 
 ResponsesWriter::ResponsesWriter(App& app, std::shared_ptr<Exchange> exchange, bool stream,
                                  Value echoed)
-    : app_(app), exchange_(std::move(exchange)), stream_(stream), echoed_(std::move(echoed)) {}
+    : AnswerWriter(std::move(exchange), stream), app_(app), echoed_(std::move(echoed)) {}
 
 void ResponsesWriter::begin() {
   if (!stream_) return;

@@ -44,8 +44,6 @@ class ResponsesWriter final : public AnswerWriter {
   py::Value::Object place(bool with_part) const;
 
   App& app_;
-  const std::shared_ptr<Exchange> exchange_;
-  const bool stream_;
   const py::Value echoed_;
   const std::string id_ = random_id("resp_");
   const std::time_t created_ = std::time(nullptr);

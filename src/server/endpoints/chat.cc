@@ -131,6 +131,7 @@ ChatRequest read_request(const App& app, const Fields& body) {
   c.parallel_calls = body.boolean("parallel_tool_calls").value_or(true);
   c.sampling = read_sampling(app, body);
   c.stops = body.strings("stop", 16);
+  c.ignore_eos = body.boolean("ignore_eos").value_or(false);
   if (const auto m = body.integer("max_tokens", 1, int64_t{1} << 40)) c.max_tokens = *m;
   if (const auto m = body.integer("max_completion_tokens", 1, int64_t{1} << 40)) c.max_tokens = *m;
   r.n = body.integer("n", 1, app.options.max_choices).value_or(1);
@@ -151,9 +152,8 @@ ChatRequest read_request(const App& app, const Fields& body) {
 class ChatWriter final : public AnswerWriter {
  public:
   ChatWriter(App& app, std::shared_ptr<Exchange> exchange, const ChatRequest& request)
-      : app_(app),
-        exchange_(std::move(exchange)),
-        stream_(request.stream),
+      : AnswerWriter(std::move(exchange), request.stream),
+        app_(app),
         include_usage_(request.include_usage),
         logprobs_(request.logprobs),
         choices_(static_cast<size_t>(request.n)) {}
@@ -286,8 +286,7 @@ class ChatWriter final : public AnswerWriter {
   }
 
   App& app_;
-  const std::shared_ptr<Exchange> exchange_;
-  const bool stream_, include_usage_, logprobs_;
+  const bool include_usage_, logprobs_;
   const std::string id_ = random_id("chatcmpl-");
   const std::time_t created_ = std::time(nullptr);
   std::vector<Choice> choices_;

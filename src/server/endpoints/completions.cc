@@ -23,7 +23,7 @@ struct CompletionRequest {
   ConstraintMaker::Factory constraint;
   int64_t max_tokens = 16;  // OpenAI's default
   int64_t n = 1;
-  bool stream = false, include_usage = false, echo = false, logprobs = false;
+  bool stream = false, include_usage = false, echo = false, logprobs = false, ignore_eos = false;
 };
 
 std::vector<int32_t> read_ids(const App& app, const Fields& body, const Value::Array& items) {
@@ -90,6 +90,7 @@ CompletionRequest read_request(App& app, const Fields& body) {
     body.report("structured_outputs", constraint.status().message());
   }
   r.stops = body.strings("stop", 16);
+  r.ignore_eos = body.boolean("ignore_eos").value_or(false);
   r.echo = body.boolean("echo").value_or(false);
   r.max_tokens = body.integer("max_tokens", r.echo ? 0 : 1, int64_t{1} << 40).value_or(16);
   r.n = body.integer("n", 1, app.options.max_choices).value_or(1);
@@ -115,8 +116,8 @@ CompletionRequest read_request(App& app, const Fields& body) {
 class CompletionWriter final : public AnswerWriter {
  public:
   CompletionWriter(App& app, std::shared_ptr<Exchange> exchange, CompletionRequest request)
-      : app_(app),
-        exchange_(std::move(exchange)),
+      : AnswerWriter(std::move(exchange), request.stream),
+        app_(app),
         request_(std::move(request)),
         choices_(request_.prompts.size() * static_cast<size_t>(request_.n)) {
     for (size_t i = 0; request_.echo && i < choices_.size(); ++i) {
@@ -127,7 +128,7 @@ class CompletionWriter final : public AnswerWriter {
   }
 
   void begin() {
-    if (!request_.stream) return;
+    if (!stream_) return;
     exchange_->begin_stream(sse_head());
     for (size_t i = 0; request_.echo && i < choices_.size(); ++i) {
       if (!request_.logprobs) chunk(choice_json(i, choices_[i].echoed, {}, nullptr));
@@ -135,7 +136,7 @@ class CompletionWriter final : public AnswerWriter {
   }
 
   void on_delta(size_t index, const Delta& delta) override {
-    if (!request_.stream) return;
+    if (!stream_) return;
     std::string text;
     for (const chat::StreamEvent& event : delta.events) text += event.text;
     std::vector<TokenInfo> tokens = take_prompt(index, delta.prompt_tokens);
@@ -147,14 +148,14 @@ class CompletionWriter final : public AnswerWriter {
   void on_outcome(size_t index, const Outcome& o) override {
     if (index % static_cast<size_t>(request_.n) == 0) usage_.add_prompt(o);
     usage_.add_completion(o);
-    if (request_.stream) return chunk(choice_json(index, "", {}, &o));
+    if (stream_) return chunk(choice_json(index, "", {}, &o));
     std::vector<TokenInfo> tokens = take_prompt(index, o.prompt_logprobs);
     tokens.insert(tokens.end(), o.tokens.begin(), o.tokens.end());
     choices_[index].value = choice_json(index, choices_[index].echoed + o.message.content, tokens, &o);
   }
 
   void on_complete() override {
-    if (!request_.stream) {
+    if (!stream_) {
       Value::Array choices;
       for (Choice& choice : choices_) choices.push_back(std::move(choice.value));
       Value answer = envelope(std::move(choices));
@@ -171,7 +172,7 @@ class CompletionWriter final : public AnswerWriter {
   }
 
   void on_error(const ApiError& error) override {
-    if (!request_.stream) return exchange_->respond(error_response(Dialect::kOpenAi, error));
+    if (!stream_) return exchange_->respond(error_response(Dialect::kOpenAi, error));
     exchange_->write(sse_data(error_json(Dialect::kOpenAi, error)));
     exchange_->end_stream();
   }
@@ -234,7 +235,6 @@ class CompletionWriter final : public AnswerWriter {
   }
 
   App& app_;
-  const std::shared_ptr<Exchange> exchange_;
   const CompletionRequest request_;
   const std::string id_ = random_id("cmpl-");
   const std::time_t created_ = std::time(nullptr);
@@ -261,6 +261,7 @@ void completions(App& app, const std::shared_ptr<Exchange>& exchange) {
     } else if (request.max_tokens == 0) {
       spec.request.prompt_logprobs = 0;  // the engine runs no request without a result
     }
+    spec.request.ignore_eos = request.ignore_eos;
     spec.stops = request.stops;
     spec.constraint = request.constraint;
     for (GenerationSpec& one : repeat(std::move(spec), request.n)) specs.push_back(std::move(one));

@@ -35,7 +35,7 @@ Value usage_json(const Outcome& o) {
 class MessageWriter final : public AnswerWriter {
  public:
   MessageWriter(App& app, std::shared_ptr<Exchange> exchange, bool stream, int64_t prompt_tokens)
-      : app_(app), exchange_(std::move(exchange)), stream_(stream), prompt_tokens_(prompt_tokens) {}
+      : AnswerWriter(std::move(exchange), stream), app_(app), prompt_tokens_(prompt_tokens) {}
 
   void begin() {
     if (!stream_) return;
@@ -147,8 +147,6 @@ class MessageWriter final : public AnswerWriter {
   }
 
   App& app_;
-  const std::shared_ptr<Exchange> exchange_;
-  const bool stream_;
   const int64_t prompt_tokens_;
   const std::string id_ = random_id("msg_");
   std::string open_type_;  // of the block that is being sent; empty: none
