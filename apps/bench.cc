@@ -15,7 +15,6 @@
 #include "bench/ops_bench.h"
 #include "bench/peak.h"
 #include "bench/synthetic.h"
-#include "bench_serve.h"
 #include "command.h"
 #include "convert/synth.h"
 #include "progress.h"

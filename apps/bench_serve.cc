@@ -1,5 +1,4 @@
-#include "bench_serve.h"
-
+// dsv4 bench serve: load on a server.
 #include <cstdio>
 #include <fstream>
 #include <memory>

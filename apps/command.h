@@ -25,6 +25,7 @@ void add_quantize(CLI::App& app, int& exit_code);
 void add_synth(CLI::App& app, int& exit_code);
 void add_bench(CLI::App& app, int& exit_code);
 void add_bench_batch(CLI::App& bench, int& exit_code);  // of bench
+void add_bench_serve(CLI::App& bench, int& exit_code);  // of bench
 void add_version(CLI::App& app, int& exit_code);
 
 // One line on standard error, "dsv4: ..."; returns the exit code for it.
