@@ -29,7 +29,7 @@ class Hasher {
       mix(word);
     }
     uint64_t rest = 0;
-    std::memcpy(&rest, at, bytes);
+    if (bytes > 0) std::memcpy(&rest, at, bytes);
     mix(rest);
     mix(total);  // where one piece ends is part of the hash
     return *this;
