@@ -57,9 +57,13 @@ class Sampler {
 
   void add_logprobs(std::span<const float> logits, float largest, int32_t logprobs,
                     SampledToken& out);
-  int32_t draw(const SamplingParams& params, uint64_t seed, int64_t position);
-  // Makes candidates_ the part of adjusted_ that survives top-k, top-p and min-p.
-  void truncate(const SamplingParams& params, float largest);
+  // `largest` of `logits`, which penalties, bias and mask have changed.
+  int32_t draw(std::span<const float> logits, float largest, const SamplingParams& params,
+               uint64_t seed, int64_t position);
+  int32_t draw_of_all(std::span<const float> logits, float largest, float temperature,
+                      double uniform);
+  // Makes candidates_ what survives top-k, top-p and min-p, by id.
+  void truncate(std::span<const float> logits, float largest, const SamplingParams& params);
 
   // Kept between calls so that a step allocates nothing.
   std::vector<float> adjusted_;
