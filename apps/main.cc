@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
   dsv4::apps::add_serve(app, exit_code);
   dsv4::apps::add_logits(app, exit_code);
   dsv4::apps::add_verify(app, exit_code);
+  dsv4::apps::add_eval(app, exit_code);
   dsv4::apps::add_encode(app, exit_code);
   dsv4::apps::add_parse(app, exit_code);
   dsv4::apps::add_tokenize(app, exit_code);

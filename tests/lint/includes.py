@@ -23,6 +23,7 @@ ALLOWED = {
     "engine": {"model", "cache", "ops", "checkpoint", "formats", "base"},
     # The one folder that names concrete backends.
     "api": {"engine", "model", "cache", "backends", "ops", "checkpoint", "formats", "base"},
+    "eval": {"api", "engine", "model", "cache", "ops", "checkpoint", "formats", "text", "base"},
     "server": {"api", "engine", "model", "cache", "ops", "checkpoint", "formats", "text", "base"},
 }
 APPS = set(ALLOWED) - {"backends"}

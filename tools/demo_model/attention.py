@@ -8,8 +8,6 @@ import quant
 BF = torch.bfloat16
 NEG = float("-inf")
 FAR = -1e4  # a finite mask where a whole row may be masked
-OUTLIERS = [0, 32, 94, 126]
-INDEX_OUTLIER = 32.0  # initial gain of a few index-key channels: FP4 keys then need the Hadamard transform
 
 
 def rms_norm(x, weight, eps):
@@ -36,7 +34,7 @@ def hadamard(x, h, flags):
 
 
 class Compressor(nn.Module):
-    def __init__(self, d, width, ratio, eps, outliers=False):
+    def __init__(self, d, width, ratio, eps):
         super().__init__()
         self.ratio, self.width, self.eps, self.overlap = ratio, width, eps, ratio == 4
         cols = width * (2 if self.overlap else 1)
@@ -44,25 +42,17 @@ class Compressor(nn.Module):
         self.ape = nn.Parameter(torch.randn(ratio, cols) * 1.5)
         self.norm = nn.Parameter(torch.ones(width))
         self.reset(None)
-        if outliers:
-            with torch.no_grad():
-                self.norm[OUTLIERS] = INDEX_OUTLIER
 
     @torch.no_grad()
     def reset(self, wkv):
         """Start as a plain mean over the pooled tokens, in which a name and its value both show. `wkv`: the window's
-        projection, whose key space the queries know. Half the channels of an overlapping main compressor do without
-        the previous window: its columns start loud and ape keeps them out."""
+        projection, whose key space the queries know."""
         if not self.overlap:
             return
         self.wgate.zero_()
         self.ape.zero_()
         if wkv is not None:
             self.wkv.copy_(torch.cat([wkv, wkv]))
-            quiet = (torch.arange(self.width) // 2 % 2 == 1).nonzero().flatten()
-            self.ape[:, quiet] = -8.0
-            loud = torch.randn(len(quiet), self.wkv.shape[1], device=self.wkv.device)
-            self.wkv[quiet] = loud * (8.0 * self.wkv.shape[1] ** -0.5)
 
     def forward(self, x, rope, flags):
         """x [B, T, D] -> entries [B, T/m, width] after norm and RoPE, BF16."""
@@ -85,10 +75,7 @@ class Indexer(nn.Module):
         self.heads, self.e = c.index_n_heads, c.index_head_dim
         self.wq_b = matrix(self.heads * self.e, c.q_lora_rank)
         self.weights_proj = nn.Parameter(torch.randn(self.heads, c.hidden_size) * 0.05)
-        self.compressor = Compressor(c.hidden_size, self.e, 4, c.rms_norm_eps, outliers=self.e >= 128)
-        if self.e >= 128:
-            with torch.no_grad():  # queries start blind to the loud channels
-                self.wq_b.view(self.heads, self.e, -1)[:, OUTLIERS] = 0.0
+        self.compressor = Compressor(c.hidden_size, self.e, 4, c.rms_norm_eps)
         self.register_buffer("h", quant.hadamard(self.e), persistent=False)
 
     def keys(self, x, rope, flags):

@@ -7,8 +7,9 @@ match. The maps are ridge regressions on the activations of a batch, from tokens
 import torch
 
 import data
+import outliers
 import words
-from attention import OUTLIERS, rms_norm
+from attention import rms_norm
 from model import Flags
 
 HEADS, INDEX_HEAD = (3, 7), 0
@@ -39,7 +40,7 @@ def prepare(model, tok, seed, rows=16, length=2048):
     device = model.embed.device
     made = data.batch(tok, (seed, "induction", 0), rows, length, "match", 8)
     tokens = torch.from_numpy(made[0]).to(device).long()[:, :-1].contiguous()
-    sites = [layer.attn for layer in model.layers if layer.attn.ratio == 4]
+    sites = outliers.csa(model)
     seen = {}
     hooks = [a.register_forward_pre_hook(lambda m, args: seen.__setitem__(m, args[0].detach())) for a in sites]
     model.streams(tokens, None, Flags(exact=True))
@@ -52,7 +53,8 @@ def prepare(model, tok, seed, rows=16, length=2048):
     colon = tok.encode("The secret word: Mira", add_special_tokens=False).ids[3]
     fact = named & (torch.roll(tokens, 1, 1).flatten() == colon)
     half = torch.arange(sites[0].d - sites[0].r, device=device)
-    free = [int(c) for c in half if int(c) // 2 % 2 == 0 and int(c) not in OUTLIERS]
+    loud = outliers.quiet(len(half), device)
+    free = [int(c) for c in half if not loud[c] and int(c) not in outliers.OUTLIERS]
     name_at, fact_at, off_at = free[:-3], free[-3:-1], free[-1]
     code = torch.zeros(len(named), len(free), device=device)
     code[:, :len(name_at)] = codes(len(ids), len(name_at), device)[which] * named[:, None]
@@ -82,3 +84,4 @@ def prepare(model, tok, seed, rows=16, length=2048):
         # this head's weight: positive at the answers, near zero elsewhere
         level = regress(x, fact.float()[:, None], weight)
         a.indexer.weights_proj[INDEX_HEAD] = 4.0 * a.indexer.weights_proj.norm(dim=-1).mean() * level[0] / level.norm()
+        outliers.place(a, regress(x, torch.ones_like(code[:, :1]), weight)[0], rest)

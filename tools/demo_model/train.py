@@ -16,17 +16,18 @@ from torch.utils.data import DataLoader, Dataset
 import checkpoint
 import data
 import induction
+import outliers
 from config import demo_config, namespace
 from model import Flags, Model
 from optim import Optimiser
 
 SEED = 20261121
 # name, kind of rows, row length, rows, steps, selection on, probes per row
-PHASES = [("dense", "short", 1024, 64, 1400, False, 64), ("select", "short", 1024, 64, 2400, True, 64),
-          ("16k", "long", 16384, 4, 2060, True, 384), ("match", "match", 4096, 16, 1500, False, 192),
-          ("long", "long", 4096, 16, 1750, True, 192)]
-RECALL = [("match", "match", 4096, 16, 1000, False, 192), ("long", "long", 4096, 16, 2500, True, 192)]
-WARMUP, LR, MTP_WEIGHT = 60, 3e-3, 0.3
+BASE = [("dense", "short", 1024, 64, 1000, False, 64), ("select", "short", 1024, 64, 2400, True, 64)]
+RECALL = [("match", "match", 4096, 16, 900, False, 192), ("long", "long", 4096, 16, 2200, True, 192),
+          ("16k", "long", 16384, 4, 240, True, 384)]
+FINISH = [("finish", "short", 1024, 64, 1300, True, 64)]
+WARMUP, LR, FINISH_LR, MTP_WEIGHT = 60, 3e-3, 1.2e-3, 0.3
 
 
 def phase_of(step, phases):
@@ -62,9 +63,10 @@ def head_loss(model, x, labels, weights, flags, mtp):
 
 
 def schedule(step, phases):
-    """Warm up, hold, then fall linearly over the last phase."""
+    """Warm up, hold through the first phase of several, then fall linearly."""
     total = sum(p[4] for p in phases)
-    return min((step + 1) / WARMUP, 1.0, max(0.02, (total - step) / phases[-1][4]))
+    fall = total - (phases[0][4] if len(phases) > 1 else 0)
+    return min((step + 1) / WARMUP, 1.0, max(0.02, (total - step) / fall))
 
 
 def balance(model, loads):
@@ -85,6 +87,7 @@ def prepare_recall(model):
             layer.attn.compressor.reset(layer.attn.wkv)
             layer.attn.compressor.norm.data.copy_(layer.attn.kv_norm)
             layer.attn.indexer.compressor.reset(None)
+            layer.attn.indexer.compressor.norm.data.fill_(1.0)
 
 
 def main():
@@ -95,8 +98,9 @@ def main():
     args.add_argument("--steps", default="", help="steps of each phase, for trials: 40,40,40")
     args.add_argument("--until", type=int, default=1 << 30, help="stop this call at this step")
     args.add_argument("--init", default="", help="start from the weights of this model.safetensors")
-    args.add_argument("--recall-only", action="store_true",
+    args.add_argument("--recall", action="store_true",
                       help="a new start for the CSA layers (induction.py); embeddings, head, MTP and layers 0, 1 stay")
+    args.add_argument("--finish", action="store_true", help="a short run on all of it behind --recall: stories and MTP")
     args.add_argument("--workers", type=int, default=13)
     args.add_argument("--eager", action="store_true")
     args = args.parse_args()
@@ -106,23 +110,24 @@ def main():
     torch._dynamo.config.cache_size_limit = 64
     torch._dynamo.config.automatic_dynamic_shapes = False
     vocab = max(t["id"] for t in json.load(open(args.tokenizer))["added_tokens"]) + 1
-    phases = RECALL if args.recall_only else PHASES
+    phases = RECALL if args.recall else FINISH if args.finish else BASE
     steps = dict(zip([p[0] for p in phases], map(int, args.steps.split(",")))) if args.steps else {}
     phases = [p[:4] + (steps.get(p[0], p[4]),) + p[5:] for p in phases]
     total = sum(p[4] for p in phases)
     model = Model(namespace(demo_config(vocab)), SEED).cuda()
     if args.init:
         checkpoint.load(model, args.init)
-    if args.recall_only:
+    if args.recall:
         prepare_recall(model)
         induction.prepare(model, Tokenizer.from_file(args.tokenizer), SEED)
-    opt, start = Optimiser(model, LR), 0
+    opt, start = Optimiser(model, FINISH_LR if args.finish else LR), 0
     state_path = f"{args.work}/state.pt"
     if os.path.exists(state_path):
         state = torch.load(state_path, map_location="cuda")
         model.load_state_dict(state["model"])
         opt.load_state_dict(state["opt"])
         start = state["step"]
+    held = outliers.Held(model) if args.recall or args.finish else None
     print(f"{sum(p.numel() for p in model.parameters())/1e6:.1f} M parameters, step {start} of {total}", flush=True)
     loader = DataLoader(Batches(args.tokenizer, phases, start), batch_size=None, num_workers=args.workers,
                         prefetch_factor=6, multiprocessing_context="spawn", pin_memory=True)
@@ -142,14 +147,17 @@ def main():
         x, loads, kl = model.streams(inputs, probe, flags)
         loss, right = loss_of(model, x, labels, weights, flags, False)
         mtp, right2, ahead_w = torch.zeros((), device="cuda"), right, weights
-        if not args.recall_only:
+        if not args.recall:
             xm, load, _ = model.mtp_streams(x, labels, flags)
             loads.append(load)
             ahead, ahead_w = F.pad(labels[:, 1:], (0, 1)), F.pad(weights[:, 1:], (0, 1)).clamp(max=3.0)
             mtp, right2 = loss_of(model, xm, ahead, ahead_w, flags, True)
         (loss + MTP_WEIGHT * mtp + kl).backward()
-        left = args.minutes * 60 - (time.time() - began)
-        norm = opt.step(min(schedule(step, phases), max(0.02, left / 60.0) if args.recall_only else 1.0))
+        if held:
+            held.mask_gradients()
+        norm = opt.step(schedule(step, phases))
+        if held:
+            held.restore()
         balance(model, loads)
         seen += tokens.numel()
         late = time.time() - began > args.minutes * 60 or step + 1 >= args.until
