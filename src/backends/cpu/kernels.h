@@ -18,14 +18,14 @@ namespace dsv4::cpu {
 // to kTileK, filled with zeros. A single row is therefore a plain vector.
 inline constexpr int64_t kPanelRows = 12;
 // Rows multiplied with one decoded piece of weights, and tiles decoded together, at most.
-inline constexpr int64_t kUnitRows = 22 * kPanelRows;
-inline constexpr int64_t kUnitTiles = 8;
+inline constexpr int64_t kPieceRows = 22 * kPanelRows;
+inline constexpr int64_t kPieceTiles = 8;
 // Floats of scratch that one worker needs for `multiply`.
-inline constexpr int64_t kDecodeFloats = kUnitTiles * kTileRows * (kTileK + kMaxGroups);
+inline constexpr int64_t kDecodeFloats = kPieceTiles * kTileRows * (kTileK + kMaxGroups);
 
 struct LinearKernels {
   int64_t unit_values = 1;  // values of K in a unit
-  // out[r * tiles * 16 + i] = row r of x times row i of `tiles` consecutive tiles; r < n <= kUnitRows.
+  // out[r * tiles * 16 + i] = row r of x times row i of `tiles` consecutive tiles; r < n <= kPieceRows.
   // The sums have the same order whatever n and tiles are: groups of kGroup values of K ascending,
   // each a chain of fused multiply-adds from zero, times its scale, added to the total ascending.
   void (*multiply)(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n,

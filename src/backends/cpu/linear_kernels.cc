@@ -28,10 +28,12 @@ HWY_INLINE void prefetch(const uint8_t* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
 }
 
-// One tile times one row of x. Four groups run side by side: their chains are independent.
+// One tile times one row of x. Groups run side by side, as many as there are registers for: their chains
+// are independent.
 template <class F>
 void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
   constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
+  constexpr int kSide = std::min(kGroups, kParts == 1 ? 8 : 4);
   constexpr int kSteps = F::kGroup / F::kStep;  // of a group
   constexpr int kGroupUnits = F::kGroup / kUnitValues;
   constexpr int64_t kBytes = block_bytes(F::kFormat);
@@ -40,23 +42,25 @@ void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
   V16 total = set16(0.0f);
   for (int64_t b = w.blocks(); b > 0; --b, block += kBytes, x += kTileUnits) {
     const uint8_t* ahead = block + kAhead;
-    for (int half = 0; half < kGroups; half += 4) {
-      V16 acc[4] = {set16(0.0f), set16(0.0f), set16(0.0f), set16(0.0f)};
-      for (int s = 0; s < kSteps; ++s, ahead += 4 * F::kStepBytes) {
-        prefetch(ahead, 4 * F::kStepBytes);
-        typename F::Codes codes[4];
+    for (int first = 0; first < kGroups; first += kSide) {
+      V16 acc[static_cast<size_t>(kSide)];
+      DSV4_UNROLL
+      for (int g = 0; g < kSide; ++g) acc[g] = set16(0.0f);
+      for (int s = 0; s < kSteps; ++s, ahead += kSide * F::kStepBytes) {
+        prefetch(ahead, kSide * F::kStepBytes);
+        typename F::Codes codes[static_cast<size_t>(kSide)];
         DSV4_UNROLL
-        for (int g = 0; g < 4; ++g) codes[g] = F::load(block, (half + g) * kSteps + s);
+        for (int g = 0; g < kSide; ++g) codes[g] = F::load(block, (first + g) * kSteps + s);
         DSV4_UNROLL
         for (int i = 0; i < F::kUnits; ++i) {
           DSV4_UNROLL
-          for (int g = 0; g < 4; ++g) {
-            acc[g] = dot16(F::take(codes[g], i), x[(half + g) * kGroupUnits + s * F::kUnits + i], acc[g]);
+          for (int g = 0; g < kSide; ++g) {
+            acc[g] = dot16(F::take(codes[g], i), x[(first + g) * kGroupUnits + s * F::kUnits + i], acc[g]);
           }
         }
       }
       DSV4_UNROLL
-      for (int g = 0; g < 4; ++g) total = fma16(acc[g], F::scale(block, half + g, w.global_scale), total);
+      for (int g = 0; g < kSide; ++g) total = fma16(acc[g], F::scale(block, first + g, w.global_scale), total);
     }
     // In order of address; a few bytes of scales share a line with the next block.
     if constexpr (kScaleBytes >= 64) prefetch(ahead, kScaleBytes);

@@ -179,7 +179,7 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   Core& c = core(ctx);
   Workspace::Scope scope(ctx.workspace);
   DSV4_ASSIGN(float* scratch, take_worker_scratch(scope, c.pool));
-  DSV4_ASSIGN(float* sums, scope.take<float>(c.pool.threads() * a.T * kUnitTiles * kTileRows));
+  DSV4_ASSIGN(float* sums, scope.take<float>(c.pool.threads() * a.T * kPieceTiles * kTileRows));
   Plan plan;
   DSV4_TRY(make_plan(c.kernels.linear, a, scope, plan));
   const Segment& last = plan.segments[plan.count - 1];
@@ -206,8 +206,8 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
     }
     c.pool.barrier();
     range = split_range(ceil_div(a.D, kTileRows), threads, worker);
-    for (int64_t t = range.begin; t < range.end; t += kUnitTiles) {
-      run_down(c, plan, a, t, std::min(kUnitTiles, range.end - t), sums + worker * a.T * kUnitTiles * kTileRows, s);
+    for (int64_t t = range.begin; t < range.end; t += kPieceTiles) {
+      run_down(c, plan, a, t, std::min(kPieceTiles, range.end - t), sums + worker * a.T * kPieceTiles * kTileRows, s);
     }
   });
   return {};

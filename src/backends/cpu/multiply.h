@@ -10,16 +10,16 @@ namespace dsv4::cpu {
 
 inline bool takes_act8(const Tiles& w) { return format_info(w.format).quantised_input; }
 
-// Floats of one worker's scratch: decoded weights, two results of a unit, one chunk of a row.
-inline constexpr int64_t kUnitFloats = kUnitRows * kUnitTiles * kTileRows;
+// Floats of one worker's scratch: decoded weights, two results of a piece, one chunk of a row.
+inline constexpr int64_t kPieceFloats = kPieceRows * kPieceTiles * kTileRows;
 inline constexpr int64_t kChunk = 1024;  // values of K that one item of panel filling covers
-inline constexpr int64_t kWorkerFloats = kDecodeFloats + 2 * kUnitFloats + kChunk;
+inline constexpr int64_t kWorkerFloats = kDecodeFloats + 2 * kPieceFloats + kChunk;
 
 struct WorkerScratch {
   float *decoded, *out, *out2, *row;
   WorkerScratch(float* base, int worker)
       : decoded(base + worker * kWorkerFloats), out(decoded + kDecodeFloats),
-        out2(out + kUnitFloats), row(out2 + kUnitFloats) {}
+        out2(out + kPieceFloats), row(out2 + kPieceFloats) {}
 };
 
 inline Result<float*> take_worker_scratch(Workspace::Scope& scope, const ThreadPool& pool) {
@@ -63,11 +63,11 @@ template <class Sink>
 void multiply_range(const LinearKernels& kernels, const Tiles& w, IndexRange range, const Panels& x,
                     float* decoded, float* out, const Sink& sink) {
   // Few rows: decoded weights should stay in the first-level cache, each is used but a few times.
-  const int64_t unit = x.rows > 1 && x.rows <= kPanelRows ? 2 : kUnitTiles;
-  for (int64_t t = range.begin; t < range.end; t += unit) {
-    const int64_t count = std::min(unit, range.end - t);
-    for (int64_t row = 0; row < x.rows; row += kUnitRows) {
-      const int64_t n = std::min(kUnitRows, x.rows - row);
+  const int64_t piece = x.rows > 1 && x.rows <= kPanelRows ? 2 : kPieceTiles;
+  for (int64_t t = range.begin; t < range.end; t += piece) {
+    const int64_t count = std::min(piece, range.end - t);
+    for (int64_t row = 0; row < x.rows; row += kPieceRows) {
+      const int64_t n = std::min(kPieceRows, x.rows - row);
       kernels.multiply(w, t, count, x.at(row), n, decoded, out);
       sink(row, n, t, count, out);
     }
