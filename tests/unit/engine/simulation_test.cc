@@ -264,6 +264,31 @@ TEST(PrefixCache, ACommonBeginningRunsOnce) {
   }
 }
 
+// A session's own rows are shared with the index: where it cannot roll back it begins from there.
+TEST(PrefixCache, SessionsAndTheIndexDoNotDisturbEachOther) {
+  Simulation sim({.context = 600, .max_sequences = 3, .pages = 60, .prefix = true});
+  const SessionId session = sim.core->open_session();
+  std::vector<int32_t> conversation = some_tokens(50, FakeRunner::kVocab, 1);
+  std::mt19937 rng(5);
+  for (uint32_t turn = 0; turn < 60; ++turn) {
+    Request r = request(conversation, 1 + turn % 20, turn);
+    if (turn % 3 != 0) r.session = session;
+    Collector sink;
+    auto id = sim.core->submit(r, sink);
+    ASSERT_TRUE(id.ok());
+    run_to_rest(sim);
+    ASSERT_TRUE(sim.core->check().ok()) << sim.core->check().message();
+    const Outcome& o = sink.of[*id];
+    r.session = 0;
+    ASSERT_EQ(o.tokens, solo(r, 600).tokens) << turn;
+    conversation.insert(conversation.end(), o.tokens.begin(), o.tokens.end());
+    // Now and then the user goes back, a little or a lot.
+    if (turn % 4 == 1) conversation.resize(conversation.size() - 1 - rng() % 3);
+    if (conversation.size() > 300) conversation.resize(20 + rng() % 100);
+  }
+  EXPECT_GT(sim.core->stats().cached_tokens, 3000);
+}
+
 TEST(PrefixCache, ARequestMayDoWithoutIt) {
   Simulation sim({.pages = 64, .prefix = true});
   Request r = request(some_tokens(60, FakeRunner::kVocab, 1), 5);
