@@ -3,12 +3,13 @@
 # the folder does not depend on fails to compile.
 
 add_library(dsv4_flags INTERFACE)
-target_compile_options(dsv4_flags INTERFACE
-  -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wnon-virtual-dtor
-  -Wno-missing-field-initializers
-  # Sums must be the same on every compiler: no contraction behind our back.
-  -ffp-contract=off
-  $<$<BOOL:${DSV4_DEV}>:-Werror>)
+set(warnings -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wnon-virtual-dtor
+    -Wno-missing-field-initializers)
+if(DSV4_DEV)
+  list(APPEND warnings -Werror)
+endif()
+# Sums must be the same on every compiler: no contraction behind our back.
+target_compile_options(dsv4_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${warnings};-ffp-contract=off>)
 if(DSV4_SANITIZE)
   target_compile_options(dsv4_flags INTERFACE -fsanitize=${DSV4_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(dsv4_flags INTERFACE -fsanitize=${DSV4_SANITIZE})

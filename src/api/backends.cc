@@ -1,6 +1,9 @@
 #include "api/backends.h"
 
 #include "backends/cpu/cpu_backend.h"
+#ifdef DSV4_CUDA
+#include "backends/cuda/cuda_backend.h"
+#endif
 #include "backends/reference/reference_backend.h"
 #include "base/str.h"
 #include "dsv4/engine.h"
@@ -15,6 +18,9 @@ struct Registration {
 
 // Best first: "auto" takes the first that works on this machine.
 constexpr Registration kBackends[] = {
+#ifdef DSV4_CUDA
+    {"cuda", [] { return make_cuda_backend(); }},
+#endif
     {"cpu", [] { return make_cpu_backend(); }},
     {"reference", []() -> Result<std::unique_ptr<Backend>> { return make_reference_backend(); }},
 };

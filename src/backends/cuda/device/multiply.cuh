@@ -1,0 +1,206 @@
+// The one matrix product of this backend: weights are the M operand (16 rows of a tile per warp),
+// tokens the N operand (8 per MMA). Whatever the number of tokens, each output is the same sum in the
+// same order: MMAs along K within a block of 128 (FP8, BF16) or a group of 16 (FP4), blocks in turn, and
+// the shares of the warps that split K last. The split is a function of the weight's shape alone.
+#pragma once
+
+#include "backends/cuda/device/mma.cuh"
+#include "backends/cuda/packed.h"
+#include "formats/e4m3.h"
+#include "formats/ue8m0.h"
+
+namespace dsv4::cuda {
+
+// How a format's weights meet their input.
+enum class Product : uint8_t {
+  kBf16,         // BF16 weights, BF16 input
+  kFp8,          // E4M3 weights, act8 input
+  kFp8Bf16,      // E4M3 weights, BF16 input (wo_a)
+  kMxfp4,        // act8 input
+  kNvfp4,
+};
+
+constexpr bool is_fp4(Product p) { return p == Product::kMxfp4 || p == Product::kNvfp4; }
+constexpr bool takes_act8(Product p) { return p == Product::kFp8 || is_fp4(p); }
+constexpr int code_vectors(Product p) {  // 16-byte loads per lane and block
+  return p == Product::kBf16 ? 8 : is_fp4(p) ? 2 : 4;
+}
+
+// The input of NT * 8 tokens: 16-bit elements, row of token n at x + row[n / 8] for the lane with
+// g = n % 8, in bytes, or kAbsent. Scales of act8 at scales + scale_row[n / 8][c] for columns 2 t + c.
+inline constexpr uint32_t kAbsent = 0xffffffffu;
+template <int NT>
+struct Input {
+  const char* x;
+  const float* scales;     // [token][block]
+  uint32_t row[NT];        // bytes
+  uint32_t scale_row[NT][2];  // elements
+};
+
+// One tile's codes and scales, by block.
+struct Tile {
+  const uint8_t* codes;
+  const uint8_t* scales;
+};
+
+template <Product P>
+__device__ inline Tile tile_of(const Matrix& m, int tile) {
+  const int64_t blocks = m.blocks();
+  Tile t{m.codes + tile * blocks * block_code_bytes(P == Product::kBf16 ? WeightFormat::kBf16
+                                                    : is_fp4(P)        ? WeightFormat::kMxfp4
+                                                                       : WeightFormat::kFp8Tile128),
+         m.scales};
+  if constexpr (P == Product::kFp8 || P == Product::kFp8Bf16) t.scales += tile * kTileRows / 128 * blocks;
+  if constexpr (P == Product::kMxfp4) t.scales += tile * blocks * 64;
+  if constexpr (P == Product::kNvfp4) t.scales += tile * blocks * 128;
+  return t;
+}
+
+// What a lane holds of one block.
+template <Product P>
+struct Block {
+  uint4 codes[code_vectors(P)];
+  uint32_t scales[P == Product::kNvfp4 ? 4 : P == Product::kMxfp4 ? 2 : 1];
+};
+
+template <Product P>
+__device__ inline void load_block(const Tile& tile, int block, Block<P>& b) {
+  const int lane = threadIdx.x % 32, g = lane / 4;
+  constexpr int kVectors = code_vectors(P);
+  const uint8_t* at = tile.codes + static_cast<int64_t>(block) * (kVectors * 512) + lane * 16;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) b.codes[i] = load_stream(at + i * 512);
+  if constexpr (P == Product::kFp8 || P == Product::kFp8Bf16) b.scales[0] = tile.scales[block];
+  if constexpr (P == Product::kMxfp4) {
+    const uint32_t* s = reinterpret_cast<const uint32_t*>(tile.scales + static_cast<int64_t>(block) * 64);
+    b.scales[0] = s[g];
+    b.scales[1] = s[g + 8];
+  }
+  if constexpr (P == Product::kNvfp4) {
+    const uint2* s = reinterpret_cast<const uint2*>(tile.scales + static_cast<int64_t>(block) * 128);
+    const uint2 low = s[g], high = s[g + 8];
+    b.scales[0] = low.x;
+    b.scales[1] = low.y;
+    b.scales[2] = high.x;
+    b.scales[3] = high.y;
+  }
+}
+
+// The A operand of step `s` (0, 1) of group `j` (0..3) of a block.
+template <Product P>
+__device__ inline void operand(const Block<P>& b, int j, int s, uint32_t (&a)[4]) {
+  if constexpr (P == Product::kBf16) {
+    const uint4 &low = b.codes[2 * j], &high = b.codes[2 * j + 1];
+    a[0] = s ? low.z : low.x;
+    a[2] = s ? low.w : low.y;
+    a[1] = s ? high.z : high.x;
+    a[3] = s ? high.w : high.y;
+  } else if constexpr (P == Product::kFp8) {
+    e4m3_to_f16(s ? b.codes[j].y : b.codes[j].x, a[0], a[2]);
+    e4m3_to_f16(s ? b.codes[j].w : b.codes[j].z, a[1], a[3]);
+  } else if constexpr (P == Product::kFp8Bf16) {
+    e4m3_to_bf16(s ? b.codes[j].y : b.codes[j].x, a[0], a[2]);
+    e4m3_to_bf16(s ? b.codes[j].w : b.codes[j].z, a[1], a[3]);
+  } else {
+    const uint4& v = b.codes[j / 2];
+    const uint32_t low = j % 2 ? v.z : v.x, high = j % 2 ? v.w : v.y;
+    if (s == 0) {
+      a[0] = e2m1_to_f16<0>(low);
+      a[2] = e2m1_to_f16<1>(low);
+      a[1] = e2m1_to_f16<0>(high);
+      a[3] = e2m1_to_f16<1>(high);
+    } else {
+      a[0] = e2m1_to_f16<2>(low);
+      a[2] = e2m1_to_f16<3>(low);
+      a[1] = e2m1_to_f16<2>(high);
+      a[3] = e2m1_to_f16<3>(high);
+    }
+  }
+}
+
+// Scale of step s of group j of an FP4 block for row g (high = 0) or g + 8.
+template <Product P>
+__device__ inline float step_scale(const Block<P>& b, int j, int s, int high) {
+  if constexpr (P == Product::kMxfp4) return ue8m0_to_float(static_cast<uint8_t>(b.scales[high] >> (8 * j)));
+  const int i = 2 * j + s;
+  return e4m3_to_float(static_cast<uint8_t>(b.scales[(P == Product::kNvfp4 ? 2 * high : 0) + i / 4] >> (8 * (i % 4))));
+}
+
+// total[m][n] += the product of blocks first, first + step, ... of MA tiles with the input.
+template <Product P, int MA, int NT>
+__device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, int step, const Input<NT>& in,
+                                float (&total)[MA][NT][4]) {
+  const int t = threadIdx.x % 4;
+  // FP16 pairs stand for value * 2^-8 (E4M3) or 2^-14 (E2M1).
+  constexpr float kOffset = P == Product::kFp8 ? 0x1p8f : is_fp4(P) ? 0x1p14f : 1.0f;
+  Block<P> next[MA];
+  if (first < blocks) {
+#pragma unroll
+    for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], first, next[m]);
+  }
+  for (int block = first; block < blocks; block += step) {
+    Block<P> b[MA];
+#pragma unroll
+    for (int m = 0; m < MA; ++m) b[m] = next[m];
+    if (block + step < blocks) {
+#pragma unroll
+      for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], block + step, next[m]);
+    }
+    float part[MA][NT][4] = {};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      uint32_t a[MA][2][4];
+#pragma unroll
+      for (int m = 0; m < MA; ++m) {
+        operand<P>(b[m], j, 0, a[m][0]);
+        operand<P>(b[m], j, 1, a[m][1]);
+      }
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        uint4 x = {0, 0, 0, 0};
+        if (in.row[n] != kAbsent) {
+          x = *reinterpret_cast<const uint4*>(in.x + in.row[n] + block * (kBlockK * 2) + j * 64 + t * 16);
+        }
+        const uint32_t x0[2] = {x.x, x.y}, x1[2] = {x.z, x.w};
+#pragma unroll
+        for (int m = 0; m < MA; ++m) {
+          if constexpr (is_fp4(P)) {
+            float c0[4] = {}, c1[4] = {};
+            mma_f16(c0, a[m][0], x0);
+            mma_f16(c1, a[m][1], x1);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              part[m][n][i] = __fmaf_rn(c0[i], step_scale<P>(b[m], j, 0, i / 2), part[m][n][i]);
+              part[m][n][i] = __fmaf_rn(c1[i], step_scale<P>(b[m], j, 1, i / 2), part[m][n][i]);
+            }
+          } else if constexpr (P == Product::kFp8) {
+            mma_f16(part[m][n], a[m][0], x0);
+            mma_f16(part[m][n], a[m][1], x1);
+          } else {
+            mma_bf16(part[m][n], a[m][0], x0);
+            mma_bf16(part[m][n], a[m][1], x1);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      float scale[2] = {1.0f, 1.0f};
+      if constexpr (takes_act8(P)) {
+        scale[0] = in.scales[in.scale_row[n][0] + block] * kOffset;
+        scale[1] = in.scales[in.scale_row[n][1] + block] * kOffset;
+      }
+#pragma unroll
+      for (int m = 0; m < MA; ++m) {
+        float of_weight = 1.0f;
+        if constexpr (P == Product::kFp8 || P == Product::kFp8Bf16) of_weight = ue8m0_to_float(static_cast<uint8_t>(b[m].scales[0]));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          total[m][n][i] = __fmaf_rn(part[m][n][i], scale[i % 2] * of_weight, total[m][n][i]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace dsv4::cuda

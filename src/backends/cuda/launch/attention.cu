@@ -1,0 +1,68 @@
+#include <algorithm>
+#include <cmath>
+
+#include "backends/cuda/core.h"
+#include "backends/cuda/device/attention.cuh"
+#include "backends/cuda/ops.h"
+#include "base/str.h"
+#include "ops/check.h"
+
+namespace dsv4::cuda {
+namespace {
+
+constexpr int64_t kPartialBytes = int64_t{512} << 20;  // longer batches take turns
+constexpr int64_t kMaxRows = 32768;                    // of one grid
+
+template <int HM, int D>
+Status launch(OpContext& ctx, const AttentionParams& p, int64_t rows) {
+  constexpr int kBytes = attention_shared_bytes<HM, D>();
+  static_assert(kBytes <= kMaxSharedBytes);
+  DSV4_TRY(allow_shared(attention_kernel<HM, D>, kBytes));
+  const dim3 grid(static_cast<unsigned>(p.max_chunks), static_cast<unsigned>(ceil_div<int64_t>(p.a.H, HM)),
+                  static_cast<unsigned>(rows));
+  attention_kernel<HM, D><<<grid, kAttentionThreads, kBytes, stream(ctx)>>>(p);
+  return launched("attention_kernel");
+}
+
+template <int D>
+Status launch_heads(OpContext& ctx, const AttentionParams& p, int64_t rows) {
+  return p.a.H <= 16 ? launch<16, D>(ctx, p, rows) : launch<64, D>(ctx, p, rows);
+}
+
+}  // namespace
+
+Status attention(OpContext& ctx, const AttentionArgs& a) {
+  DSV4_TRY(check_kv_format("attention", a.ring.format, KvFormat::kBf16));
+  const int64_t T = a.batch.rows;
+  if (T == 0) return {};
+  int64_t most = a.window;
+  if (a.entries.data) most += a.selected ? a.topk : a.batch.max_pages * a.entries.per_page;
+  AttentionParams p{.a = a, .max_chunks = static_cast<int32_t>(ceil_div<int64_t>(most, kChunk)),
+                    .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(a.d)))};
+  int64_t rows = std::min(T, kMaxRows);
+  Workspace::Scope scratch(ctx.workspace);
+  if (p.max_chunks > 1) {
+    const int64_t per_row = p.max_chunks * a.H * a.d * static_cast<int64_t>(sizeof(float));
+    rows = std::clamp<int64_t>(kPartialBytes / per_row, 1, rows);
+    DSV4_ASSIGN(p.partial, scratch.take<float>(rows * p.max_chunks * a.H * a.d));
+    DSV4_ASSIGN(p.stats, scratch.take<float2>(rows * p.max_chunks * a.H));
+  }
+  for (p.first_row = 0; p.first_row < T; p.first_row += rows) {
+    const int64_t n = std::min(rows, T - p.first_row);
+    switch (a.d) {
+      case 64: DSV4_TRY(launch_heads<64>(ctx, p, n)); break;
+      case 128: DSV4_TRY(launch_heads<128>(ctx, p, n)); break;
+      case 192: DSV4_TRY(launch_heads<192>(ctx, p, n)); break;
+      case 256: DSV4_TRY(launch_heads<256>(ctx, p, n)); break;
+      case 512: DSV4_TRY(launch_heads<512>(ctx, p, n)); break;
+      default: return Status(Code::kUnsupported, cat("cuda: head dim ", a.d, ": expected 64, 128, 192, 256 or 512"));
+    }
+    if (p.max_chunks > 1) {
+      combine_kernel<<<dim3(static_cast<unsigned>(a.H), static_cast<unsigned>(n)), 128, 0, stream(ctx)>>>(p);
+      DSV4_TRY(launched("combine_kernel"));
+    }
+  }
+  return {};
+}
+
+}  // namespace dsv4::cuda

@@ -1,0 +1,379 @@
+// Router and experts. Routing never leaves the device: a plan of tasks (expert, up to 8 NT of its
+// tokens) is made there, and grids are sized for the most tasks that the batch can have.
+//   route_kernel    lists of tokens per expert, tasks
+//   up_kernel       w1 and w3, clamp, SwiGLU, routing weight, act8 of h
+//   down_kernel     w2, BF16 per expert
+//   combine_kernel  experts in ascending id, then the shared one
+// The shared expert is one more expert whose tokens are all rows.
+#include <algorithm>
+
+#include "backends/cuda/device/multiply.cuh"
+#include "backends/cuda/device/quantise.cuh"
+#include "backends/cuda/launch/linear.h"
+#include "backends/cuda/ops.h"
+#include "base/str.h"
+#include "ops/check.h"
+
+namespace dsv4::cuda {
+namespace {
+
+constexpr int kMaxExperts = 1024;
+constexpr int kMaxTopk = 16;
+
+// sqrt(softplus) scores, top-k or table, weights. One warp per token.
+struct Select {
+  const float* logits;  // [T, E]
+  const float* bias;
+  const int32_t* tid2eid;
+  const int32_t* tokens;
+  int32_t* ids;
+  float* weights;
+  float scaling;
+  int32_t T, E, k;
+};
+
+__global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
+  extern __shared__ float shared[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t t = static_cast<int64_t>(blockIdx.x) * 4 + warp;
+  if (t >= p.T) return;
+  float* score = shared + warp * 2 * p.E;
+  float* rank = score + p.E;
+  for (int e = lane; e < p.E; e += 32) {
+    const float x = p.logits[t * p.E + e];
+    score[e] = sqrtf(x > 20.0f ? x : log1pf(expf(x)));
+    if (!p.tid2eid) rank[e] = score[e] + p.bias[e];
+  }
+  __syncwarp();
+  int32_t* ids = p.ids + t * p.k;
+  float sum = 0.0f;
+  for (int i = 0; i < p.k; ++i) {
+    int best;
+    if (p.tid2eid) {
+      best = p.tid2eid[static_cast<int64_t>(p.tokens[t]) * p.k + i];
+    } else {
+      float top = -INFINITY;
+      best = p.E;
+      for (int e = lane; e < p.E; e += 32) {
+        if (rank[e] > top) {
+          top = rank[e];
+          best = e;
+        }
+      }
+      for (int o = 16; o; o /= 2) {
+        const float other = __shfl_xor_sync(~0u, top, o);
+        const int at = __shfl_xor_sync(~0u, best, o);
+        if (other > top || (other == top && at < best)) {
+          top = other;
+          best = at;
+        }
+      }
+      if (best == p.E) best = i;  // nothing but NaN: any expert, but a valid one
+      __syncwarp();
+      if (lane == 0) rank[best] = -INFINITY;
+      __syncwarp();
+    }
+    if (lane == 0) ids[i] = best;
+    sum += score[best];
+  }
+  __syncwarp();
+  if (lane < p.k) p.weights[t * p.k + lane] = score[ids[lane]] / sum * p.scaling;
+}
+
+// A task: tokens lists[first .. first + count) of one expert; expert -1 = the shared one, whose "list"
+// is the rows themselves.
+struct Task {
+  int32_t expert, first, count, unused;
+};
+
+struct Plan {
+  Task* tasks;
+  int32_t* task_count;
+  int32_t* lists;  // [E, T] pairs t * k + i
+};
+
+__global__ void __launch_bounds__(1024) route_kernel(const int32_t* ids, int T, int E, int k, int per_task, Plan plan) {
+  __shared__ int count[kMaxExperts];
+  for (int e = threadIdx.x; e < E; e += blockDim.x) count[e] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < T * k; i += blockDim.x) {
+    const int e = ids[i];
+    // The order within a list depends on the run; results do not: columns of an MMA are independent.
+    plan.lists[static_cast<int64_t>(e) * T + atomicAdd(&count[e], 1)] = i;
+  }
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x;
+  int tasks = 0;
+  for (int base = 0; base <= E; base += 32) {
+    const int e = base + lane;  // E: the shared expert
+    const int tokens = e < E ? count[e] : e == E ? T : 0;
+    const int mine = (tokens + per_task - 1) / per_task;
+    int inclusive = mine;
+    for (int o = 1; o < 32; o *= 2) {
+      const int other = __shfl_up_sync(~0u, inclusive, o);
+      if (lane >= o) inclusive += other;
+    }
+    for (int i = 0; i < mine; ++i) {
+      plan.tasks[tasks + inclusive - mine + i] = {e < E ? e : -1, i * per_task, min(per_task, tokens - i * per_task), 0};
+    }
+    tasks += __shfl_sync(~0u, inclusive, 31);
+  }
+  if (lane == 0) *plan.task_count = tasks;
+}
+
+struct Experts {
+  MatrixStack w1, w3, w2;
+  Matrix shared_w1, shared_w3, shared_w2;
+  Plan plan;
+  const uint16_t* x;      // [T, K] quantised input
+  const float* x_scales;  // [T, blocks]
+  const float* weights;   // [T, k]
+  uint16_t* h;            // [T * k + T, I padded]
+  float* h_scales;        // [T * k + T, blocks of I]
+  bf16* out;              // [T * k + T, D]
+  float limit;
+  int32_t T, D, I, shared_I, k, h_stride;  // h_stride: elements
+};
+
+__device__ Matrix at(const MatrixStack& s, int expert) {
+  Matrix m = s.first;
+  m.codes += expert * s.code_stride;
+  m.scales += expert * s.scale_stride;
+  m.global_scale = s.global_scales ? s.global_scales[expert] : 1.0f;
+  return m;
+}
+
+// Pair of column n of a task: row of h and out.
+__device__ int pair_of(const Experts& p, const Task& task, int n) {
+  return task.expert < 0 ? p.T * p.k + task.first + n
+                         : p.plan.lists[static_cast<int64_t>(task.expert) * p.T + task.first + n];
+}
+
+constexpr int kUpWarps = 16, kUpRows = 128;
+
+template <Product P, int NT>
+__device__ void up(const Experts& p, const Task& task, const Matrix& w1, const Matrix& w3, int I, float* shared) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  const int tile = blockIdx.x * (kUpRows / kTileRows) + warp / 2, part = warp % 2;
+  const int x_blocks = (p.D + kBlockK - 1) / kBlockK;
+  const auto row_of = [&](int n) {
+    const int pair = pair_of(p, task, n);
+    return task.expert < 0 ? pair - p.T * p.k : pair / p.k;
+  };
+  float total[2][NT][4] = {};
+  if (tile < w1.tiles()) {
+    Input<NT> in{.x = reinterpret_cast<const char*>(p.x), .scales = p.x_scales};
+    for (int n = 0; n < NT; ++n) {
+      in.row[n] = n * 8 + g < task.count ? static_cast<uint32_t>(row_of(n * 8 + g)) * (x_blocks * kBlockK * 2) : kAbsent;
+      for (int i = 0; i < 2; ++i) {
+        const int column = n * 8 + 2 * c + i;
+        in.scale_row[n][i] = column < task.count ? static_cast<uint32_t>(row_of(column)) * x_blocks : 0;
+      }
+    }
+    const Tile tiles[2] = {tile_of<P>(w1, tile), tile_of<P>(w3, tile)};
+    multiply<P, 2, NT>(tiles, x_blocks, part, 2, in, total);
+  }
+  // [warp][matrix][token][16 rows], then h [token][128].
+  constexpr int kTokens = NT * 8;
+  for (int m = 0; m < 2; ++m) {
+    float* mine = shared + (warp * 2 + m) * kTokens * kTileRows;
+    for (int n = 0; n < NT; ++n) {
+      for (int i = 0; i < 4; ++i) mine[(n * 8 + 2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[m][n][i];
+    }
+  }
+  __syncthreads();
+  // A warp per token: 128 values of h are one group of act8.
+  for (int n = warp; n < task.count; n += kUpWarps) {
+    const int pair = pair_of(p, task, n);
+    const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
+    float h[4];
+    for (int i = 0; i < 4; ++i) {
+      const int r = lane * 4 + i, w = r / kTileRows * 2;
+      const auto sum = [&](int m) {
+        const float* s = shared + (w * 2 + m) * kTokens * kTileRows + n * kTileRows + r % kTileRows;
+        return s[0] + s[2 * kTokens * kTileRows];
+      };
+      float a = round_bf16(sum(0) * w1.global_scale), u = round_bf16(sum(1) * w3.global_scale);
+      // Comparisons as the definition has them: a NaN passes.
+      a = a > p.limit ? p.limit : a;
+      u = u > p.limit ? p.limit : u < -p.limit ? -p.limit : u;
+      const float silu = a / (1.0f + expf(-a));
+      h[i] = blockIdx.x * kUpRows + r < I ? round_bf16(silu * u * weight) : 0.0f;
+    }
+    const float scale = quantise_group(h, p.h + static_cast<int64_t>(pair) * p.h_stride + blockIdx.x * kUpRows);
+    if (lane == 0) p.h_scales[static_cast<int64_t>(pair) * (p.h_stride / kBlockK) + blockIdx.x] = scale;
+  }
+}
+
+template <Product P, int NT>
+__global__ void __launch_bounds__(kUpWarps * 32, 1) up_kernel(const __grid_constant__ Experts p) {
+  extern __shared__ float shared[];
+  if (static_cast<int>(blockIdx.y) >= *p.plan.task_count) return;
+  const Task task = p.plan.tasks[blockIdx.y];
+  const int I = task.expert < 0 ? p.shared_I : p.I;
+  if (static_cast<int>(blockIdx.x) * kUpRows >= I) return;
+  if (task.expert < 0) up<Product::kFp8, NT>(p, task, p.shared_w1, p.shared_w3, I, shared);
+  else up<P, NT>(p, task, at(p.w1, task.expert), at(p.w3, task.expert), I, shared);
+}
+
+constexpr int kDownWarps = 8, kDownSplit = 2, kDownTiles = kDownWarps / kDownSplit;
+
+template <Product P, int NT>
+__device__ void down(const Experts& p, const Task& task, const Matrix& w2, float* shared) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  const int tile = blockIdx.x * kDownTiles + warp / kDownSplit, part = warp % kDownSplit;
+  const int h_blocks = p.h_stride / kBlockK;
+  float total[1][NT][4] = {};
+  if (tile < w2.tiles()) {
+    Input<NT> in{.x = reinterpret_cast<const char*>(p.h), .scales = p.h_scales};
+    for (int n = 0; n < NT; ++n) {
+      in.row[n] = kAbsent;
+      if (n * 8 + g < task.count) in.row[n] = static_cast<uint32_t>(pair_of(p, task, n * 8 + g)) * (p.h_stride * 2);
+      for (int i = 0; i < 2; ++i) {
+        const int column = n * 8 + 2 * c + i;
+        in.scale_row[n][i] = column < task.count ? static_cast<uint32_t>(pair_of(p, task, column)) * h_blocks : 0;
+      }
+    }
+    const Tile tiles[1] = {tile_of<P>(w2, tile)};
+    multiply<P, 1, NT>(tiles, w2.blocks(), part, kDownSplit, in, total);
+  }
+  constexpr int kTokens = NT * 8;
+  float* mine = shared + warp * kTokens * kTileRows;
+  for (int n = 0; n < NT; ++n) {
+    for (int i = 0; i < 4; ++i) mine[(n * 8 + 2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[0][n][i];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kDownTiles * kTileRows * task.count; i += kDownWarps * 32) {
+    const int r = i % (kDownTiles * kTileRows), n = i / (kDownTiles * kTileRows);
+    const int row = blockIdx.x * kDownTiles * kTileRows + r;
+    if (row >= p.D) continue;
+    float sum = 0.0f;
+    for (int w = 0; w < kDownSplit; ++w) {
+      sum += shared[((r / kTileRows * kDownSplit + w) * kTokens + n) * kTileRows + r % kTileRows];
+    }
+    p.out[static_cast<int64_t>(pair_of(p, task, n)) * p.D + row] = to_bf16(sum * w2.global_scale);
+  }
+}
+
+template <Product P, int NT>
+__global__ void __launch_bounds__(kDownWarps * 32) down_kernel(const __grid_constant__ Experts p) {
+  extern __shared__ float shared[];
+  if (static_cast<int>(blockIdx.y) >= *p.plan.task_count) return;
+  const Task task = p.plan.tasks[blockIdx.y];
+  if (task.expert < 0) down<Product::kFp8, NT>(p, task, p.shared_w2, shared);
+  else down<P, NT>(p, task, at(p.w2, task.expert), shared);
+}
+
+__global__ void combine_kernel(const bf16* out, const int32_t* ids, int T, int D, int k, bf16* y) {
+  const int64_t t = blockIdx.y;
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  __shared__ int order[kMaxTopk];
+  // Stable rank by id: place of expert j of this token.
+  if (threadIdx.x < static_cast<unsigned>(k)) {
+    const int j = threadIdx.x, id = ids[t * k + j];
+    int rank = 0;
+    for (int o = 0; o < k; ++o) {
+      const int other = ids[t * k + o];
+      rank += other < id || (other == id && o < j);
+    }
+    order[rank] = j;
+  }
+  __syncthreads();
+  if (i >= D) return;
+  float sum = 0.0f;
+  for (int j = 0; j < k; ++j) sum += to_float(out[(t * k + order[j]) * D + i]);
+  y[t * D + i] = to_bf16(sum + to_float(out[(static_cast<int64_t>(T) * k + t) * D + i]));
+}
+
+template <Product P, int NT>
+Status launch_experts(OpContext& ctx, const Experts& p, unsigned tasks) {
+  const unsigned up_blocks = static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kUpRows));
+  constexpr int kUpBytes = kUpWarps * 2 * NT * 8 * kTileRows * 4, kDownBytes = kDownWarps * NT * 8 * kTileRows * 4;
+  DSV4_TRY(allow_shared(up_kernel<P, NT>, kUpBytes));
+  up_kernel<P, NT><<<dim3(up_blocks, tasks), kUpWarps * 32, kUpBytes, stream(ctx)>>>(p);
+  DSV4_TRY(launched("up_kernel"));
+  const unsigned down_blocks = static_cast<unsigned>(ceil_div(p.D, kDownTiles * kTileRows));
+  DSV4_TRY(allow_shared(down_kernel<P, NT>, kDownBytes));
+  down_kernel<P, NT><<<dim3(down_blocks, tasks), kDownWarps * 32, kDownBytes, stream(ctx)>>>(p);
+  return launched("down_kernel");
+}
+
+template <Product P>
+Status launch_tokens(OpContext& ctx, const Experts& p, unsigned tasks, int per_task) {
+  if (per_task == 8) return launch_experts<P, 1>(ctx, p, tasks);
+  if (per_task == 16) return launch_experts<P, 2>(ctx, p, tasks);
+  return launch_experts<P, 4>(ctx, p, tasks);
+}
+
+}  // namespace
+
+Status router(OpContext& ctx, const RouterArgs& a) {
+  if (a.T == 0) return {};
+  if (a.k > kMaxTopk || a.k > a.E) {
+    return Status(Code::kUnsupported, cat("cuda: ", a.k, " experts per token: expected at most ", std::min<int64_t>(kMaxTopk, a.E)));
+  }
+  Workspace::Scope scratch(ctx.workspace);
+  DSV4_ASSIGN(float* logits, scratch.take<float>(a.T * a.E));
+  DSV4_TRY(linear(ctx, {.x = a.x, .w = a.gate, .y = logits, .y_dtype = DType::kF32, .T = a.T}));
+  const Select p{.logits = logits, .bias = a.bias, .tid2eid = a.tid2eid, .tokens = a.tokens, .ids = a.ids,
+                 .weights = a.weights, .scaling = a.scaling, .T = static_cast<int32_t>(a.T),
+                 .E = static_cast<int32_t>(a.E), .k = static_cast<int32_t>(a.k)};
+  const int bytes = 4 * 2 * static_cast<int>(a.E) * 4;
+  DSV4_TRY(allow_shared(select_experts_kernel, bytes));
+  select_experts_kernel<<<static_cast<unsigned>(ceil_div<int64_t>(a.T, 4)), 128, static_cast<size_t>(bytes), stream(ctx)>>>(p);
+  return launched("select_experts_kernel");
+}
+
+Status moe(OpContext& ctx, const MoeArgs& a) {
+  if (a.T == 0) return {};
+  if (a.E > kMaxExperts || a.k > kMaxTopk) {
+    return Status(Code::kUnsupported, cat("cuda: ", a.E, " experts, ", a.k, " per token: expected at most ", kMaxExperts,
+                                          " and ", kMaxTopk));
+  }
+  if (a.shared_w1.format != WeightFormat::kFp8Tile128) {
+    return Status(Code::kUnsupported, "cuda: the shared expert is expected in FP8");
+  }
+  if (a.w1.format != a.w2.format || a.w1.format != a.w3.format) {
+    return Status(Code::kUnsupported, "cuda: w1, w2 and w3 of the experts are expected in one format");
+  }
+  const int64_t pairs = a.T * a.k;
+  // Few tokens per expert: 8 waste least. Each expert sees pairs / E on average.
+  const int per_task = pairs <= 6 * a.E ? 8 : pairs <= 12 * a.E ? 16 : 32;
+  const int64_t shared_tasks = ceil_div<int64_t>(a.T, per_task);
+  const int64_t tasks = std::min(pairs, a.E + pairs / per_task) + shared_tasks;
+  const int64_t I = ceil_div<int64_t>(std::max(a.I, a.shared_I), kBlockK) * kBlockK;
+
+  Workspace::Scope scratch(ctx.workspace);
+  Experts p{.w1 = weight(a.w1).stack, .w3 = weight(a.w3).stack, .w2 = weight(a.w2).stack,
+            .shared_w1 = matrix(a.shared_w1), .shared_w3 = matrix(a.shared_w3), .shared_w2 = matrix(a.shared_w2),
+            .weights = a.weights, .limit = a.limit, .T = static_cast<int32_t>(a.T), .D = static_cast<int32_t>(a.D),
+            .I = static_cast<int32_t>(a.I), .shared_I = static_cast<int32_t>(a.shared_I),
+            .k = static_cast<int32_t>(a.k), .h_stride = static_cast<int32_t>(I)};
+  DSV4_ASSIGN(p.plan.tasks, scratch.take<Task>(tasks));
+  DSV4_ASSIGN(p.plan.task_count, scratch.take<int32_t>(1));
+  DSV4_ASSIGN(p.plan.lists, scratch.take<int32_t>(a.E * a.T));
+  DSV4_ASSIGN(p.h, scratch.take<uint16_t>((pairs + a.T) * I));
+  DSV4_ASSIGN(p.h_scales, scratch.take<float>((pairs + a.T) * (I / kBlockK)));
+  DSV4_ASSIGN(p.out, scratch.take<bf16>((pairs + a.T) * a.D));
+  DSV4_ASSIGN(const Quantised x, quantise(ctx, scratch, a.x, a.T, a.D));
+  p.x = x.codes;
+  p.x_scales = x.scales;
+
+  route_kernel<<<1, 1024, 0, stream(ctx)>>>(a.ids, static_cast<int>(a.T), static_cast<int>(a.E), static_cast<int>(a.k),
+                                            per_task, p.plan);
+  DSV4_TRY(launched("route_kernel"));
+  const unsigned n = static_cast<unsigned>(tasks);
+  switch (a.w1.format) {
+    case WeightFormat::kMxfp4: DSV4_TRY(launch_tokens<Product::kMxfp4>(ctx, p, n, per_task)); break;
+    case WeightFormat::kNvfp4: DSV4_TRY(launch_tokens<Product::kNvfp4>(ctx, p, n, per_task)); break;
+    case WeightFormat::kFp8Tile128: DSV4_TRY(launch_tokens<Product::kFp8>(ctx, p, n, per_task)); break;
+    default: return Status(Code::kUnsupported, cat("cuda: experts of ", format_info(a.w1.format).name));
+  }
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(a.D, 256)), static_cast<unsigned>(a.T));
+  combine_kernel<<<grid, 256, 0, stream(ctx)>>>(p.out, a.ids, static_cast<int>(a.T), static_cast<int>(a.D),
+                                                static_cast<int>(a.k), a.y);
+  return launched("combine_kernel");
+}
+
+}  // namespace dsv4::cuda
