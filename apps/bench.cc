@@ -39,10 +39,10 @@ struct ModelFlags {
   bool json = false, no_fill = false;
 };
 
-// Ceilings of the processor say nothing about a backend with memory of its own.
-Result<std::optional<bench::Peaks>> host_peaks(Backend& backend) {
+// Of the backend's own device, or of this processor where its memory is the host's.
+Result<std::optional<bench::Peaks>> peaks_of(Backend& backend) {
   DSV4_ASSIGN(const Buffer probe, backend.allocate(256));
-  if (probe.memory() != MemoryKind::kHost) return std::optional<bench::Peaks>();
+  if (probe.memory() != MemoryKind::kHost) return bench::device_peaks(backend);
   DSV4_ASSIGN(const int threads, threads_from_environment());
   ThreadPool pool(threads);
   DSV4_ASSIGN(const bench::Peaks peaks, bench::measure_peaks(pool));
@@ -65,10 +65,13 @@ ordered_json machine_json(const Backend& backend, const std::optional<bench::Pea
 void print_machine(const Backend& backend, const std::optional<bench::Peaks>& peaks) {
   std::printf("device  %s\n", backend.describe().c_str());
   if (peaks) {
-    std::printf("peak    read %.2f GB/s, FP32 FMA %.1f GFLOP/s", peaks->read_bytes_per_s * 1e-9,
-                peaks->flops_per_s * 1e-9);
+    std::printf("peak    read %.2f GB/s", peaks->read_bytes_per_s * 1e-9);
+    if (peaks->threads > 0) std::printf(", FP32 FMA %.1f GFLOP/s", peaks->flops_per_s * 1e-9);
     if (peaks->bf16_flops_per_s > 0) std::printf(", BF16 dot %.1f GFLOP/s", peaks->bf16_flops_per_s * 1e-9);
-    std::printf(" (%d threads, %s), measured now\n", peaks->threads, peaks->isa.c_str());
+    if (peaks->threads > 0) std::printf(" (%d threads, %s)", peaks->threads, peaks->isa.c_str());
+    else std::printf(" (%s)", peaks->isa.c_str());
+    std::printf(", measured now
+");
   }
   std::printf("\n");
 }
@@ -121,7 +124,7 @@ Status run_ops(const OpsFlags& f) {
   DSV4_ASSIGN(const ModelConfig config, any_config(f.config));
   DSV4_ASSIGN(const auto backend, make_backend(f.device));
   DSV4_ASSIGN(const auto reference, make_backend("reference"));
-  DSV4_ASSIGN(const auto peaks, host_peaks(*backend));
+  DSV4_ASSIGN(const auto peaks, peaks_of(*backend));
   ordered_json json = {{"machine", machine_json(*backend, peaks)},
                        {"config", f.config},
                        {"ops", ordered_json::array()}};
@@ -157,6 +160,8 @@ void print_model(const bench::ModelBenchResult& r, const std::optional<bench::Pe
               decode ? "step" : "prompt", r.ms_p90);
   if (r.fill_tokens_per_s > 0.0)
     std::printf("context filled at %.1f tokens/s\n", r.fill_tokens_per_s);
+  if (r.launches > 0)
+    std::printf("%lld launches per step, replayed as one graph\n", static_cast<long long>(r.launches));
   std::printf("%.1f MB read per token: %.2f GB/s, %.1f GFLOP/s",
               static_cast<double>(r.bytes) * 1e-6 / static_cast<double>(r.tokens_per_step),
               static_cast<double>(r.bytes) * 1e-9 / seconds,
@@ -198,6 +203,7 @@ ordered_json model_json(const bench::ModelBenchResult& r,
     j["share_of_read_bandwidth"] = static_cast<double>(r.bytes) / seconds / peaks->read_bytes_per_s;
     j["share_of_flop_rate"] = static_cast<double>(r.flops) / seconds / peaks->best_flops_per_s();
   }
+  if (r.launches > 0) j["launches_per_step"] = r.launches;
   if (r.fill_tokens_per_s > 0.0) j["context_tokens_per_s"] = r.fill_tokens_per_s;
   j["ops"] = ordered_json::array();
   for (const bench::OpShare& s : r.ops) {
@@ -230,7 +236,7 @@ Status run_model(ModelFlags f, bool decode) {
     DSV4_ASSIGN(synthetic, bench::make_synthetic(config, *backend, 1, progress));
     model = &synthetic.model;
   }
-  DSV4_ASSIGN(const auto peaks, host_peaks(*backend));
+  DSV4_ASSIGN(const auto peaks, peaks_of(*backend));
   DSV4_ASSIGN(const bench::ModelBenchResult result,
               decode ? bench::bench_decode(*model, *backend, f.bench, progress)
                      : bench::bench_prefill(*model, *backend, f.bench, progress));

@@ -13,7 +13,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kWarmSteps = 2, kTracedSteps = 4;
+constexpr int64_t kWarmSteps = 3, kTracedSteps = 4;
 
 double ms_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
@@ -129,8 +129,10 @@ Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend,
     const auto at = Clock::now();
     DSV4_TRY(decode_step(*s));
     ms.push_back(ms_since(at));
+    r.launches = s->runner->launches();
     if (progress) progress({.stage = "decode", .done = i + 1, .total = o.tokens, .unit = "steps"});
   }
+  s->runner->replay(false);
   s->trace.enable(true);
   for (int64_t i = 0; i < kTracedSteps; ++i) DSV4_TRY(decode_step(*s));
   summarise(*s, backend.ops(), kTracedSteps, r);
@@ -155,6 +157,7 @@ Result<ModelBenchResult> bench_prefill(const Model& model, Backend& backend,
       progress({.stage = "prefill", .done = i + 1, .total = o.repeats + 2, .unit = "runs"});
   }
   s->sequences[0].clear();
+  s->runner->replay(false);
   s->trace.enable(true);
   DSV4_TRY(s->feed(0, o.tokens, o.chunk));
   summarise(*s, backend.ops(), 1, r);

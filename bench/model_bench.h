@@ -33,6 +33,7 @@ struct ModelBenchResult {
   double fill_tokens_per_s = 0.0;  // decode: the speed at which the context was run; 0 = not run
   int64_t bytes = 0;               // weights and cache rows read per step or prompt, at least
   int64_t flops = 0;
+  int64_t launches = 0;  // kernels and copies of a replayed step; 0 = steps are not replayed
   std::vector<OpShare> ops;  // by time, measured in steps of their own
 };
 

@@ -61,7 +61,8 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
              .cost = c.cost};
   // Enough copies that a call finds none of its weights in the cache; no more than 1 GiB of them.
   const int64_t bytes = std::max<int64_t>(c.cost.weight_bytes + c.cost.other_bytes, 1);
-  t.copies = std::clamp<int64_t>(2 * last_level_cache() / bytes + 1, 1, 64);
+  const int64_t cache = peaks && peaks->cache_bytes ? peaks->cache_bytes : last_level_cache();
+  t.copies = std::clamp<int64_t>(2 * cache / bytes + 1, 1, 64);
   t.copies = std::max<int64_t>(1, std::min(t.copies, (int64_t{1} << 30) / bytes));
   std::vector<double> us;
   DSV4_TRY(time_runs(c, backend, t.copies, options.seconds, 2000, us));
@@ -77,7 +78,7 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
     const double arithmetic = static_cast<double>(c.cost.flops) / peaks->best_flops_per_s();
     t.memory_bound = memory >= arithmetic;
     // What fits into the cache even with all copies is not held to the speed of memory.
-    const bool cold = t.copies * bytes > last_level_cache();
+    const bool cold = t.copies * bytes > cache;
     if (!t.memory_bound || cold) t.roofline = std::max(memory, arithmetic) / (t.us * 1e-6);
   }
   const double expected = static_cast<double>(c.cost.flops + bytes) / kReferenceFlops;

@@ -207,5 +207,14 @@ Result<Peaks> measure_peaks(ThreadPool& pool) {
   return peaks;
 }
 
+Result<std::optional<Peaks>> device_peaks(Backend& backend) {
+  DSV4_ASSIGN(const Ceilings c, backend.measure_ceilings());
+  if (c.read_bytes_per_s == 0.0) return std::optional<Peaks>();
+  return std::optional<Peaks>(Peaks{.read_bytes_per_s = c.read_bytes_per_s,
+                                    .bf16_flops_per_s = c.flops_per_s,
+                                    .isa = c.flops_of,
+                                    .cache_bytes = c.cache_bytes});
+}
+
 }  // namespace dsv4::bench
 #endif  // HWY_ONCE

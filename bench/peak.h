@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "base/thread_pool.h"
 #include "dsv4/status.h"
+#include "ops/backend.h"
 
 namespace dsv4::bench {
 
@@ -15,11 +17,15 @@ struct Peaks {
   double flops_per_s = 0.0;       // all threads, FP32 fused multiply-adds from registers; 1 FMA = 2
   double bf16_flops_per_s = 0.0;  // the same with the BF16 dot instruction, FP32 sums; 0 without one
   std::string isa;                // of the vector code that measured
-  int threads = 0;
+  int threads = 0;                // 0: a device of its own
+  int64_t cache_bytes = 0;        // of the last level
 
   // What matrices are held to.
   double best_flops_per_s() const { return bf16_flops_per_s > flops_per_s ? bf16_flops_per_s : flops_per_s; }
 };
+
+// What a backend says of its own device; nothing where it does not measure itself.
+Result<std::optional<Peaks>> device_peaks(Backend& backend);
 
 // Takes about two seconds and 512 MiB.
 Result<Peaks> measure_peaks(ThreadPool& pool);

@@ -35,7 +35,7 @@ Result<BatchBuilder> BatchBuilder::make(const BatchLimits& limits, int64_t vocab
   BatchBuilder builder(limits, Layout(limits, cache.span()));
   builder.vocab_size_ = vocab_size;
   builder.cache_ = &cache;
-  builder.host_.resize(static_cast<size_t>(builder.layout_.end));
+  DSV4_ASSIGN(builder.host_, backend.allocate_staging(device_bytes(limits, cache.span())));
   DSV4_ASSIGN(builder.device_, backend.allocate(device_bytes(limits, cache.span())));
   return builder;
 }
@@ -86,7 +86,7 @@ Result<ForwardBatch> BatchBuilder::build(std::span<const SequenceRows> sequences
     }
   }
 
-  int32_t* const host = host_.data();
+  int32_t* const host = host_.as<int32_t>();
   int64_t row = 0, logit_rows = 0;
   const auto i32 = [](int64_t n) { return static_cast<int32_t>(n); };
   for (int64_t s = 0; s < std::ssize(sequences); ++s) {

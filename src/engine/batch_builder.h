@@ -62,7 +62,7 @@ class BatchBuilder {
   Layout layout_;
   int64_t vocab_size_ = 0;
   const KvCache* cache_ = nullptr;
-  std::vector<int32_t> host_;
+  Buffer host_;  // what is uploaded
   Buffer device_;
 };
 

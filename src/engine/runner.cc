@@ -7,7 +7,8 @@
 namespace dsv4 {
 
 Runner::Runner(const Model& model, KvCache& cache, Backend& backend, const OpTable& ops,
-               std::unique_ptr<Stream> stream, BatchBuilder builder, Activations activations)
+               std::unique_ptr<Stream> stream, BatchBuilder builder, Activations activations,
+               Buffer logits)
     : model_(model),
       cache_(cache),
       backend_(backend),
@@ -15,9 +16,8 @@ Runner::Runner(const Model& model, KvCache& cache, Backend& backend, const OpTab
       builder_(std::move(builder)),
       activations_(std::move(activations)),
       workspace_(backend),
-      context_{backend, ops, *stream_, workspace_} {
-  logits_.resize(static_cast<size_t>(limits().max_logit_rows * model.config.vocab_size));
-}
+      context_{backend, ops, *stream_, workspace_},
+      logits_(std::move(logits)) {}
 
 Result<std::unique_ptr<Runner>> Runner::make(const Model& model, KvCache& cache,
                                              const BatchLimits& limits, Backend& backend,
@@ -34,8 +34,11 @@ Result<std::unique_ptr<Runner>> Runner::make(const Model& model, KvCache& cache,
   DSV4_ASSIGN(auto builder, BatchBuilder::make(limits, model.config.vocab_size, cache, backend));
   DSV4_ASSIGN(auto activations, allocate_activations(model.config, model.plan, limits.max_rows,
                                                      limits.max_logit_rows, backend));
-  return std::unique_ptr<Runner>(new Runner(model, cache, backend, ops, std::move(stream),
-                                            std::move(builder), std::move(activations)));
+  DSV4_ASSIGN(Buffer logits,
+              backend.allocate_staging(
+                  static_cast<size_t>(limits.max_logit_rows * model.config.vocab_size) * sizeof(float)));
+  return std::unique_ptr<Runner>(new Runner(model, cache, backend, ops, std::move(stream), std::move(builder),
+                                            std::move(activations), std::move(logits)));
 }
 
 Result<ForwardBatch> Runner::prepare(std::span<const SequenceRows> sequences) {
@@ -49,15 +52,31 @@ Result<LogitsView> Runner::read_logits(int64_t rows) {
                                static_cast<size_t>(rows * vocab) * sizeof(float)));
   }
   DSV4_TRY(backend_.synchronize(*stream_));
-  return LogitsView{.data = logits_.data(), .rows = rows, .vocab = vocab};
+  return LogitsView{.data = logits_.as<float>(), .rows = rows, .vocab = vocab};
 }
 
 Result<LogitsView> Runner::run(std::span<const SequenceRows> sequences, bool* launched) {
   if (launched) *launched = false;
   DSV4_ASSIGN(const ForwardBatch batch, prepare(sequences));
   if (launched) *launched = true;
-  DSV4_TRY(forward(model_, activations_, batch, cache_.layers(), context_));
+  DSV4_TRY(forward_batch(batch));
   return read_logits(batch.R);
+}
+
+// Everything that differs between two steps of one shape lies in the batch's arrays, whose place is
+// fixed; so a recorded step is the step.
+Status Runner::forward_batch(const ForwardBatch& batch) {
+  const auto body = [&] { return forward(model_, activations_, batch, cache_.layers(), context_); };
+  launches_ = 0;
+  const int64_t rows = batch.view.rows;
+  if (!replay_ || !backend_.can_record() || rows != batch.view.sequences || rows != batch.R) return body();
+  const auto [at, first] = recorded_.try_emplace(rows);
+  if (first) return body();
+  if (!at->second) {
+    DSV4_ASSIGN(at->second, backend_.record(*stream_, body));
+  }
+  launches_ = at->second->launches();
+  return backend_.launch(*stream_, *at->second);
 }
 
 }  // namespace dsv4

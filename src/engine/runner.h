@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -63,6 +64,12 @@ class Runner : public StepRunner {
   Result<ForwardBatch> prepare(std::span<const SequenceRows> sequences);
   Result<LogitsView> read_logits(int64_t rows);
 
+  // Steps of one row per sequence are recorded when their shape comes a second time and replayed from
+  // then on, where the backend can. Off: every op is called, as a trace needs it.
+  void replay(bool on) { replay_ = on; }
+  // Kernels and copies of the last replayed step; 0 = the last step was not one.
+  int64_t launches() const { return launches_; }
+
   const Model& model() const { return model_; }
   KvCache& cache() { return cache_; }
   Activations& activations() { return activations_; }
@@ -73,7 +80,9 @@ class Runner : public StepRunner {
 
  private:
   Runner(const Model& model, KvCache& cache, Backend& backend, const OpTable& ops,
-         std::unique_ptr<Stream> stream, BatchBuilder builder, Activations activations);
+         std::unique_ptr<Stream> stream, BatchBuilder builder, Activations activations,
+         Buffer logits);
+  Status forward_batch(const ForwardBatch& batch);
 
   const Model& model_;
   KvCache& cache_;
@@ -83,7 +92,11 @@ class Runner : public StepRunner {
   Activations activations_;
   Workspace workspace_;
   OpContext context_;
-  std::vector<float> logits_;
+  Buffer logits_;  // [max_logit_rows, vocab] on the host
+  // By rows of a decode step; a shape that ran once has an entry without a graph.
+  std::map<int64_t, std::unique_ptr<Graph>> recorded_;
+  bool replay_ = true;
+  int64_t launches_ = 0;
 };
 
 }  // namespace dsv4

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -20,8 +21,23 @@ class Stream {
   virtual ~Stream() = default;
 };
 
+// Ops recorded once, to be run again with the same arguments: what they read may have changed.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  virtual int64_t launches() const = 0;  // of kernels and copies
+};
+
 struct MemoryInfo {
   size_t total = 0, available = 0;  // bytes of the memory where weights and cache live
+};
+
+// What the device of a backend can do at most, for benchmarks.
+struct Ceilings {
+  double read_bytes_per_s = 0;  // 0: this backend does not measure itself
+  double flops_per_s = 0;       // BF16 products, FP32 sums
+  std::string flops_of;         // which instruction
+  int64_t cache_bytes = 0;                       // of the last level
 };
 
 class Backend {
@@ -41,10 +57,20 @@ class Backend {
 
   // Memory for weights, cache and activations; 256-byte aligned, zero-filled.
   virtual Result<Buffer> allocate(size_t bytes) = 0;
+  // Host memory that uploads and downloads of this backend reach fastest; zero-filled.
+  virtual Result<Buffer> allocate_staging(size_t bytes);
   virtual Result<std::unique_ptr<Stream>> make_stream() = 0;
   virtual Status upload(Stream& stream, void* dst, const void* host_src, size_t bytes) = 0;
   virtual Status download(Stream& stream, void* host_dst, const void* src, size_t bytes) = 0;
   virtual Status synchronize(Stream& stream) = 0;
+
+  // Where the backend can record: `body` calls ops on the stream, nothing runs, and what they would have
+  // run comes back. Every shape in it must have run before, so that no memory has to be found.
+  virtual bool can_record() const { return false; }
+  virtual Result<std::unique_ptr<Graph>> record(Stream& stream, const std::function<Status()>& body);
+  virtual Status launch(Stream& stream, const Graph& graph);
+
+  virtual Result<Ceilings> measure_ceilings() { return Ceilings{}; }
 
   // The physical layout of a weight. `unpack` is its inverse: the published bytes of source `index`
   // (weight, then scale), bit for bit; tests hold every backend to it.

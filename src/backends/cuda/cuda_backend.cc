@@ -3,7 +3,9 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
+#include <cstring>
 
+#include "backends/cuda/ceilings.h"
 #include "backends/cuda/core.h"
 #include "backends/cuda/ops.h"
 #include "backends/cuda/pack.h"
@@ -51,9 +53,25 @@ OpTable make_table() {
   return t;
 }
 
+struct CudaGraph : Graph {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  int64_t nodes = 0;
+
+  ~CudaGraph() override {
+    if (executable) cudaGraphExecDestroy(executable);
+    if (graph) cudaGraphDestroy(graph);
+  }
+  int64_t launches() const override { return nodes; }
+};
+
 class CudaBackend : public Backend {
  public:
-  CudaBackend(std::string description, cudaStream_t packing) : description_(std::move(description)) {
+  CudaBackend(const cudaDeviceProp& device, cudaStream_t packing)
+      : description_(cat("cuda: ", device.name, ", sm_", device.major, device.minor, ", ", device.multiProcessorCount,
+                         " SMs, ", device.totalGlobalMem >> 30, " GiB")),
+        multiprocessors_(device.multiProcessorCount),
+        cache_bytes_(device.l2CacheSize) {
     packing_.handle = packing;
   }
 
@@ -74,6 +92,35 @@ class CudaBackend : public Backend {
     DSV4_TRY(check(cudaStreamCreateWithFlags(&s->handle, cudaStreamNonBlocking), "new stream"));
     return std::unique_ptr<Stream>(std::move(s));
   }
+  Result<Buffer> allocate_staging(size_t bytes) override {
+    void* p = nullptr;
+    DSV4_TRY(check(cudaMallocHost(&p, bytes ? bytes : 1), "pinned host memory"));
+    memset(p, 0, bytes);
+    return Buffer(p, bytes, MemoryKind::kHost, [](void* data, size_t) { cudaFreeHost(data); });
+  }
+
+  bool can_record() const override { return true; }
+  Result<std::unique_ptr<Graph>> record(Stream& s, const std::function<Status()>& body) override {
+    const cudaStream_t handle = static_cast<CudaStream&>(s).handle;
+    DSV4_TRY(check(cudaStreamBeginCapture(handle, cudaStreamCaptureModeThreadLocal), "recording a step"));
+    const Status status = body();
+    cudaGraph_t graph = nullptr;
+    const Status ended = check(cudaStreamEndCapture(handle, &graph), "recording a step");
+    auto recorded = std::make_unique<CudaGraph>();
+    recorded->graph = graph;
+    DSV4_TRY(status);
+    DSV4_TRY(ended);
+    size_t nodes = 0;
+    DSV4_TRY(check(cudaGraphGetNodes(graph, nullptr, &nodes), "recording a step"));
+    recorded->nodes = static_cast<int64_t>(nodes);
+    DSV4_TRY(check(cudaGraphInstantiate(&recorded->executable, graph, 0), "recording a step"));
+    return std::unique_ptr<Graph>(std::move(recorded));
+  }
+  Status launch(Stream& s, const Graph& graph) override {
+    return check(cudaGraphLaunch(static_cast<const CudaGraph&>(graph).executable, static_cast<CudaStream&>(s).handle),
+                 "replay of a step");
+  }
+
   Status upload(Stream& s, void* dst, const void* src, size_t bytes) override {
     if (bytes == 0) return {};
     return check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, static_cast<CudaStream&>(s).handle), "upload");
@@ -86,6 +133,10 @@ class CudaBackend : public Backend {
     return check(cudaStreamSynchronize(static_cast<CudaStream&>(s).handle), "a kernel failed");
   }
 
+  Result<Ceilings> measure_ceilings() override {
+    return cuda::measure_ceilings(packing_.handle, multiprocessors_, cache_bytes_, memory().available);
+  }
+
   Result<PackedWeight> pack(const PackRequest& request) override { return cuda::pack(packing_.handle, request); }
   Status unpack(const PackedWeight& packed, int64_t index, void* codes, void* scales) override {
     return cuda::unpack(packing_.handle, packed, index, codes, scales);
@@ -94,6 +145,8 @@ class CudaBackend : public Backend {
 
  private:
   std::string description_;
+  int multiprocessors_;
+  int64_t cache_bytes_;
   OpTable table_ = make_table();
   CudaStream packing_;
 };
@@ -134,9 +187,7 @@ Result<std::unique_ptr<Backend>> make_cuda_backend(const CudaOptions& options) {
   DSV4_TRY(cuda::check(cudaSetDevice(device), "choice of device"));
   cudaStream_t packing = nullptr;
   DSV4_TRY(cuda::check(cudaStreamCreateWithFlags(&packing, cudaStreamNonBlocking), "new stream"));
-  std::string description = cat("cuda: ", properties.name, ", sm_", properties.major, properties.minor, ", ",
-                                properties.multiProcessorCount, " SMs, ", properties.totalGlobalMem >> 30, " GiB");
-  return std::unique_ptr<Backend>(std::make_unique<cuda::CudaBackend>(std::move(description), packing));
+  return std::unique_ptr<Backend>(std::make_unique<cuda::CudaBackend>(properties, packing));
 }
 
 }  // namespace dsv4

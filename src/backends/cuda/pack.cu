@@ -184,7 +184,11 @@ Result<Buffer> allocate_device(size_t bytes, bool zero) {
                                                 "batch or model, or a GPU with more memory"));
   }
   Buffer buffer(p, bytes, MemoryKind::kDevice, [](void* data, size_t) { cudaFree(data); });
-  if (zero) DSV4_TRY(check(cudaMemset(p, 0, size), "clearing of memory"));
+  if (zero) {
+    // On the default stream, which our own streams do not wait for.
+    DSV4_TRY(check(cudaMemset(p, 0, size), "clearing of memory"));
+    DSV4_TRY(check(cudaStreamSynchronize(nullptr), "clearing of memory"));
+  }
   return Result<Buffer>(std::move(buffer));
 }
 
@@ -230,6 +234,15 @@ Result<PackedWeight> pack(cudaStream_t s, const PackRequest& request) {
   for (size_t i = 0; i < request.sources.size(); ++i) {
     const WeightSource& source = request.sources[i];
     uint8_t* codes = packed->owned.as<uint8_t>() + i * per_matrix;
+    globals.push_back(source.global_scale);
+    // A stack for timing may hold one matrix many times: it crosses the bus once.
+    const auto same = std::find_if(request.sources.begin(), request.sources.begin() + static_cast<std::ptrdiff_t>(i),
+                                   [&](const WeightSource& s2) { return s2.weight.data == source.weight.data; });
+    if (const size_t before = static_cast<size_t>(same - request.sources.begin()); before < i) {
+      DSV4_TRY(check(cudaMemcpyAsync(codes, packed->owned.as<uint8_t>() + before * per_matrix, per_matrix,
+                                     cudaMemcpyDeviceToDevice, s), "copy of a weight"));
+      continue;
+    }
     DSV4_TRY(check(cudaMemcpyAsync(file, source.weight.data, static_cast<size_t>(sizes.file_code_bytes),
                                    cudaMemcpyHostToDevice, s), "upload of a weight"));
     if (sizes.file_scale_bytes) {
@@ -237,7 +250,6 @@ Result<PackedWeight> pack(cudaStream_t s, const PackRequest& request) {
                                      cudaMemcpyHostToDevice, s), "upload of scales"));
     }
     DSV4_TRY(move<true>(s, f, file, file_scales, codes, codes + sizes.code_bytes, request.rows, request.cols, sizes));
-    globals.push_back(source.global_scale);
   }
   MatrixStack& stack = packed->stack;
   stack.first = {.codes = packed->owned.as<uint8_t>(),
