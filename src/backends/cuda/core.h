@@ -3,9 +3,10 @@
 
 #include <cuda_runtime_api.h>
 
-#include <atomic>
 #include <cstdint>
 #include <string_view>
+#include <tuple>
+#include <utility>
 
 #include "dsv4/status.h"
 #include "ops/context.h"
@@ -14,9 +15,6 @@ namespace dsv4::cuda {
 
 // "cuda: <what>: <the runtime's own message>", with a hint where memory ran out.
 Status check(cudaError_t error, std::string_view what);
-
-// After a launch: its own error. What went wrong inside kernels shows at the next synchronize.
-inline Status launched(std::string_view kernel) { return check(cudaPeekAtLastError(), kernel); }
 
 struct CudaStream : Stream {
   cudaStream_t handle = nullptr;
@@ -34,6 +32,31 @@ Status allow_shared(Kernel* kernel, int bytes) {
   return check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                "shared memory of a kernel");
+}
+
+// Puts a kernel behind what the stream holds. Its blocks may start while the kernel before it still runs
+// (programmatic dependent launch), so every kernel of an op begins with wait_for_previous().
+template <class... Params, class... Args>
+Status enqueue(OpContext& ctx, std::string_view name, void (*kernel)(Params...), dim3 grid, unsigned threads,
+               size_t shared_bytes, Args&&... args) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream(ctx);
+  config.attrs = &early;
+  config.numAttrs = 1;
+  // Exactly the parameter types of the kernel.
+  std::tuple<Params...> values(std::forward<Args>(args)...);
+  return std::apply(
+      [&](Params&... p) {
+        void* pointers[] = {const_cast<void*>(static_cast<const void*>(&p))...};
+        return check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers), name);
+      },
+      values);
 }
 
 template <class T>

@@ -132,12 +132,12 @@ Status move(cudaStream_t s, WeightFormat f, uint8_t* file, uint8_t* file_scales,
     default:
       return Status(Code::kUnsupported, cat("cuda: no matrix layout for ", format_info(f).name));
   }
-  DSV4_TRY(launched("move_codes"));
+  DSV4_TRY(check(cudaPeekAtLastError(), "move_codes"));
   if (const int n = block_scale_bytes(f) / kTileRows) {
     const int per_row = static_cast<int>(sizes.file_scale_bytes / rows);
     const int64_t total = ceil_div<int64_t>(rows, 16) * 16 * ceil_div<int64_t>(cols, kBlockK) * n;
     move_scales<kPack><<<static_cast<unsigned>(ceil_div<int64_t>(total, 256)), 256, 0, s>>>(file_scales, scales, r, per_row, n);
-    return launched("move_scales");
+    return check(cudaPeekAtLastError(), "move_scales");
   }
   if (sizes.file_scale_bytes == 0) return {};
   uint8_t* to = kPack ? scales : file_scales;

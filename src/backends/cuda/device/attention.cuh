@@ -38,6 +38,7 @@ constexpr int attention_shared_bytes() {
 
 template <int HM, int D>
 __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const __grid_constant__ AttentionParams p) {
+  wait_for_previous();
   constexpr int kRow = D + 8;          // of Q and K, elements: rows meet different banks
   constexpr int kPRow = kKeyTile + 8;
   constexpr int MT = HM / 16, NG = 8 / MT;  // tiles of heads; groups of keys, each of MT tiles of 8
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   bf16* probs = k + kChunk * kRow;                      // [HM][kPRow]
   const char** rows = reinterpret_cast<const char**>(probs + HM * kPRow);  // [kChunk]
   float* tile_max = reinterpret_cast<float*>(rows + kChunk);  // [NG][HM]
-  float* tile_sum = tile_max + 8 * HM;                        // [NG][HM]
+  float* tile_sum = tile_max + 8 * HM;                        // [8][HM]
   float* run_max = tile_sum + 8 * HM;                         // [HM]
   float* run_sum = run_max + HM;
   float* rescale = run_sum + HM;
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
       tile_max[group * HM + head + 8] = top[1];
     }
     __syncthreads();
-    float sum[2] = {}, new_max[2];
+    float new_max[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       new_max[i] = run_max[head + 8 * i];
@@ -158,27 +159,24 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float e0 = expf(s[j][2 * i] - new_max[i]), e1 = expf(s[j][2 * i + 1] - new_max[i]);
-        sum[i] += e0 + e1;
+        // Sums by 8 keys, whatever HM is: it does not change a bit.
+        float sum = e0 + e1;
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        if (c == 0) tile_sum[(group * MT + j) * HM + head + 8 * i] = sum;
         const uint32_t both = static_cast<uint32_t>(to_bf16(e0).bits) | static_cast<uint32_t>(to_bf16(e1).bits) << 16;
         *reinterpret_cast<uint32_t*>(probs + (head + 8 * i) * kPRow + (group * MT + j) * 8 + 2 * c) = both;
       }
     }
-    for (int o2 = 1; o2 < 4; o2 *= 2) {
-      sum[0] += __shfl_xor_sync(~0u, sum[0], o2);
-      sum[1] += __shfl_xor_sync(~0u, sum[1], o2);
-    }
-    if (c == 0) {
-      for (int i = 0; i < 2; ++i) {
-        tile_sum[group * HM + head + 8 * i] = sum[i];
-        if (group == 0) rescale[head + 8 * i] = expf(run_max[head + 8 * i] - new_max[i]);
-      }
+    if (c == 0 && group == 0) {
+      for (int i = 0; i < 2; ++i) rescale[head + 8 * i] = expf(run_max[head + 8 * i] - new_max[i]);
     }
     __syncthreads();
     if (group == 0 && c == 0) {
       for (int i = 0; i < 2; ++i) {
         const int h = head + 8 * i;
         float l = run_sum[h] * rescale[h];
-        for (int w = 0; w < NG; ++w) l += tile_sum[w * HM + h];
+        for (int w = 0; w < 8; ++w) l += tile_sum[w * HM + h];
         run_sum[h] = l;
         run_max[h] = new_max[i];
       }
@@ -248,6 +246,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
 
 // One block per row and head: chunks in order.
 __global__ void __launch_bounds__(128) combine_kernel(const __grid_constant__ AttentionParams p) {
+  wait_for_previous();
   const AttentionArgs& a = p.a;
   const int64_t t = p.first_row + blockIdx.y;
   const int h = blockIdx.x, position = a.batch.positions[t], H = static_cast<int>(a.H), d = static_cast<int>(a.d);

@@ -53,6 +53,18 @@ __device__ inline uint4 load_stream(const void* p) {
   return v;
 }
 
+// Brings up to 2^32 - 16 bytes (a multiple of 16) into L2 without waiting for them.
+__device__ inline void prefetch_l2(const void* p, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
+}
+
+// First in every kernel: the next kernel's blocks may come, and this one goes on when all before it is
+// done and visible. Only what no kernel writes (weights) may be touched before.
+__device__ inline void wait_for_previous() {
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 // Four E4M3 codes (k0, k2, k1, k3) as two pairs of FP16: value * 2^-8, subnormals included.
 __device__ inline void e4m3_to_f16(uint32_t w, uint32_t& k01, uint32_t& k23) {
   k01 = ((w << 8) & 0x80008000u) | ((w << 7) & 0x3f803f80u);

@@ -159,7 +159,15 @@ __device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, 
       for (int n = 0; n < NT; ++n) {
         uint4 x = {0, 0, 0, 0};
         if (in.row[n] != kAbsent) {
-          x = *reinterpret_cast<const uint4*>(in.x + in.row[n] + block * (kBlockK * 2) + j * 64 + t * 16);
+          const char* at = in.x + in.row[n] + block * (kBlockK * 2) + j * 64;
+          if constexpr (P == Product::kFp8Bf16) {
+            // Input in its own order for weights in the order of quantised ones.
+            const uint2 low = *reinterpret_cast<const uint2*>(at + t * 8);
+            const uint2 high = *reinterpret_cast<const uint2*>(at + 32 + t * 8);
+            x = {low.x, low.y, high.x, high.y};
+          } else {
+            x = *reinterpret_cast<const uint4*>(at + t * 16);
+          }
         }
         const uint32_t x0[2] = {x.x, x.y}, x1[2] = {x.z, x.w};
 #pragma unroll

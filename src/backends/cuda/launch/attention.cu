@@ -20,13 +20,14 @@ Status launch(OpContext& ctx, const AttentionParams& p, int64_t rows) {
   DSV4_TRY(allow_shared(attention_kernel<HM, D>, kBytes));
   const dim3 grid(static_cast<unsigned>(p.max_chunks), static_cast<unsigned>(ceil_div<int64_t>(p.a.H, HM)),
                   static_cast<unsigned>(rows));
-  attention_kernel<HM, D><<<grid, kAttentionThreads, kBytes, stream(ctx)>>>(p);
-  return launched("attention_kernel");
+  return enqueue(ctx, "attention_kernel", attention_kernel<HM, D>, grid, kAttentionThreads, kBytes, p);
 }
 
 template <int D>
 Status launch_heads(OpContext& ctx, const AttentionParams& p, int64_t rows) {
-  return p.a.H <= 16 ? launch<16, D>(ctx, p, rows) : launch<64, D>(ctx, p, rows);
+  // Few rows: more blocks of fewer heads. The result is the same.
+  const bool few = p.max_chunks * rows * ceil_div<int64_t>(p.a.H, 64) < 132;
+  return p.a.H <= 16 || few ? launch<16, D>(ctx, p, rows) : launch<64, D>(ctx, p, rows);
 }
 
 }  // namespace
@@ -58,8 +59,7 @@ Status attention(OpContext& ctx, const AttentionArgs& a) {
       default: return Status(Code::kUnsupported, cat("cuda: head dim ", a.d, ": expected 64, 128, 192, 256 or 512"));
     }
     if (p.max_chunks > 1) {
-      combine_kernel<<<dim3(static_cast<unsigned>(a.H), static_cast<unsigned>(n)), 128, 0, stream(ctx)>>>(p);
-      DSV4_TRY(launched("combine_kernel"));
+      DSV4_TRY(enqueue(ctx, "combine_kernel", combine_kernel, dim3(static_cast<unsigned>(a.H), static_cast<unsigned>(n)), 128, 0, p));
     }
   }
   return {};

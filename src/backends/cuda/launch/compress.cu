@@ -1,5 +1,6 @@
 // compress: pooled entries and index keys, then the tail.
 #include "backends/cuda/core.h"
+#include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/ops.h"
 #include "ops/check.h"
@@ -46,6 +47,7 @@ __device__ void store_tail(const CompressArgs& a, int64_t t, int seq) {
 // enters the tail, for batches of one row per sequence, where no other row can still need its place.
 template <bool kTail>
 __global__ void __launch_bounds__(kThreads) compress_kernel(const CompressArgs a) {
+  wait_for_previous();
   extern __shared__ float entry[];
   const int64_t t = blockIdx.x;
   const int seq = a.batch.row_seq[t], position = a.batch.positions[t];
@@ -85,6 +87,7 @@ __global__ void __launch_bounds__(kThreads) compress_kernel(const CompressArgs a
 
 // The last tail.rows rows of every sequence, after all entries were made.
 __global__ void __launch_bounds__(kThreads) tail_kernel(const CompressArgs a) {
+  wait_for_previous();
   const int64_t t = blockIdx.x;
   const int seq = a.batch.row_seq[t];
   if (t < a.batch.seq_begin[seq + 1] - a.tail.rows) return;
@@ -99,13 +102,10 @@ Status compress(OpContext& ctx, const CompressArgs& a) {
   const unsigned grid = static_cast<unsigned>(a.batch.rows);
   const size_t bytes = static_cast<size_t>(a.spec.dim) * sizeof(float);
   if (a.batch.rows == a.batch.sequences) {
-    compress_kernel<true><<<grid, kThreads, bytes, stream(ctx)>>>(a);
-    return launched("compress_kernel");
+    return enqueue(ctx, "compress_kernel", compress_kernel<true>, grid, kThreads, bytes, a);
   }
-  compress_kernel<false><<<grid, kThreads, bytes, stream(ctx)>>>(a);
-  DSV4_TRY(launched("compress_kernel"));
-  tail_kernel<<<grid, kThreads, 0, stream(ctx)>>>(a);
-  return launched("tail_kernel");
+  DSV4_TRY(enqueue(ctx, "compress_kernel", compress_kernel<false>, grid, kThreads, bytes, a));
+  return enqueue(ctx, "tail_kernel", tail_kernel, grid, kThreads, 0, a);
 }
 
 }  // namespace dsv4::cuda

@@ -18,6 +18,7 @@ constexpr int64_t kScoreBytes = int64_t{256} << 20;  // of scores at one time; l
 
 // One warp per head of a row: RoPE, Hadamard, idx4, in place.
 __global__ void __launch_bounds__(256) index_query_kernel(const IndexSelectArgs a) {
+  wait_for_previous();
   extern __shared__ float vectors[];
   const int e = static_cast<int>(a.e);
   const int64_t i = static_cast<int64_t>(blockIdx.x) * 8 + threadIdx.x / 32;
@@ -35,6 +36,7 @@ __global__ void __launch_bounds__(256) index_query_kernel(const IndexSelectArgs 
 template <int E>
 __global__ void __launch_bounds__(kWarps * 32) score_kernel(const IndexSelectArgs a, int64_t first_row, int max_entries,
                                                            float* scores) {
+  wait_for_previous();
   extern __shared__ uint4 shared[];
   constexpr int kRow = E * 2 + 64;  // bytes; rows meet different banks
   const int64_t t = first_row + blockIdx.y;
@@ -135,6 +137,7 @@ __device__ int block_scan(int v, int* shared, int& total) {
 // index; of those equal to it, the lowest indices.
 __global__ void __launch_bounds__(kSelectThreads) select_kernel(const IndexSelectArgs a, int64_t first_row, int max_entries,
                                                                const float* scores) {
+  wait_for_previous();
   __shared__ int histogram[256];
   __shared__ int scan[kSelectThreads / 32];
   __shared__ uint32_t prefix_shared;
@@ -193,9 +196,7 @@ Status index_select(OpContext& ctx, const IndexSelectArgs& a) {
     return Status(Code::kUnsupported, cat("cuda: index head dim ", a.e, ": expected 64 or 128"));
   }
   const int query_bytes = 8 * static_cast<int>(a.e * static_cast<int64_t>(sizeof(float)));
-  index_query_kernel<<<static_cast<unsigned>(ceil_div<int64_t>(T * a.heads, 8)), 256, static_cast<size_t>(query_bytes),
-                       stream(ctx)>>>(a);
-  DSV4_TRY(launched("index_query_kernel"));
+  DSV4_TRY(enqueue(ctx, "index_query_kernel", index_query_kernel, static_cast<unsigned>(ceil_div<int64_t>(T * a.heads, 8)), 256, static_cast<size_t>(query_bytes), a));
 
   const int64_t max_entries = a.batch.max_pages * a.keys.per_page;
   const int64_t rows = std::clamp<int64_t>(kScoreBytes / (max_entries * 4), 1, T);
@@ -208,10 +209,8 @@ Status index_select(OpContext& ctx, const IndexSelectArgs& a) {
   for (int64_t first = 0; first < T; first += rows) {
     const unsigned n = static_cast<unsigned>(std::min(rows, T - first));
     const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(max_entries, kEntries)), n);
-    kernel<<<grid, kWarps * 32, static_cast<size_t>(bytes), stream(ctx)>>>(a, first, static_cast<int>(max_entries), scores);
-    DSV4_TRY(launched("score_kernel"));
-    select_kernel<<<n, kSelectThreads, 0, stream(ctx)>>>(a, first, static_cast<int>(max_entries), scores);
-    DSV4_TRY(launched("select_kernel"));
+    DSV4_TRY(enqueue(ctx, "score_kernel", kernel, grid, kWarps * 32, static_cast<size_t>(bytes), a, first, static_cast<int>(max_entries), scores));
+    DSV4_TRY(enqueue(ctx, "select_kernel", select_kernel, n, kSelectThreads, 0, a, first, static_cast<int>(max_entries), scores));
   }
   return {};
 }

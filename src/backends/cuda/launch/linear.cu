@@ -64,6 +64,12 @@ __global__ void __launch_bounds__(kWarps * 32) linear_kernel(const __grid_consta
   const int blocks = (p.K + kBlockK - 1) / kBlockK, stride = blocks * kBlockK * 2;
   const int tiles_here = kWarps / job.split;
   const int first_tile = (blockIdx.x - job.first_block) * tiles_here;
+  // Weights do not depend on the kernels before: on their way while the last of those still run.
+  if (blockIdx.y == 0 && warp % job.split == 0 && lane == 0 && first_tile + warp / job.split < job.w.tiles()) {
+    const uint32_t bytes = static_cast<uint32_t>(job.w.blocks() * block_code_bytes(job.w.format));
+    prefetch_l2(job.w.codes + static_cast<int64_t>(first_tile + warp / job.split) * bytes, bytes);
+  }
+  wait_for_previous();
 
   Input<NT> act8{};
   if (takes_act8(job.product)) {
@@ -133,6 +139,7 @@ __global__ void __launch_bounds__(kWarps * 32) linear_kernel(const __grid_consta
 
 // One warp per group of 128.
 __global__ void quantise_kernel(const bf16* x, int rows, int cols, uint16_t* codes, float* scales) {
+  wait_for_previous();
   const int blocks = (cols + kBlockK - 1) / kBlockK;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (i >= static_cast<int64_t>(rows) * blocks) return;
@@ -144,6 +151,7 @@ __global__ void quantise_kernel(const bf16* x, int rows, int cols, uint16_t* cod
 
 // Rows of a ragged K, padded with zeros to whole blocks.
 __global__ void pad_kernel(const bf16* x, int64_t rows, int cols, int padded, bf16* out) {
+  wait_for_previous();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= rows * padded) return;
   const int k = static_cast<int>(i % padded);
@@ -164,8 +172,7 @@ Status launch(OpContext& ctx, const Params& p, unsigned grid) {
   const int bytes = p.staged_bytes + kWarps * NT * 8 * kTileRows * static_cast<int>(sizeof(float));
   DSV4_TRY(allow_shared(linear_kernel<NT>, bytes));
   const dim3 blocks(grid, static_cast<unsigned>(ceil_div(p.T, NT * 8)));
-  linear_kernel<NT><<<blocks, kWarps * 32, static_cast<size_t>(bytes), stream(ctx)>>>(p);
-  return launched("linear_kernel");
+  return enqueue(ctx, "linear_kernel", linear_kernel<NT>, blocks, kWarps * 32, static_cast<size_t>(bytes), p);
 }
 
 // The rows of a grouped input hold `groups` slices of K and stay BF16.
@@ -201,8 +208,7 @@ Status run(OpContext& ctx, Params p, bool grouped, int64_t groups) {
     const int padded = blocks * kBlockK;
     const int64_t rows = p.T * groups;
     DSV4_ASSIGN(bf16* x, scratch.take<bf16>(rows * padded));
-    pad_kernel<<<static_cast<unsigned>(ceil_div<int64_t>(rows * padded, 256)), 256, 0, stream(ctx)>>>(p.x, rows, p.K, padded, x);
-    DSV4_TRY(launched("pad_kernel"));
+    DSV4_TRY(enqueue(ctx, "pad_kernel", pad_kernel, static_cast<unsigned>(ceil_div<int64_t>(rows * padded, 256)), 256, 0, p.x, rows, p.K, padded, x));
     p.x = x;
     p.K = padded;
     p.x_stride = groups * padded;
@@ -231,9 +237,7 @@ Result<Quantised> quantise(OpContext& ctx, Workspace::Scope& scratch, const bf16
   Quantised q;
   DSV4_ASSIGN(q.codes, scratch.take<uint16_t>(rows * blocks * kBlockK));
   DSV4_ASSIGN(q.scales, scratch.take<float>(rows * blocks));
-  quantise_kernel<<<static_cast<unsigned>(ceil_div<int64_t>(rows * blocks, 8)), 256, 0, stream(ctx)>>>(
-      x, static_cast<int>(rows), static_cast<int>(cols), q.codes, q.scales);
-  DSV4_TRY(launched("quantise_kernel"));
+  DSV4_TRY(enqueue(ctx, "quantise_kernel", quantise_kernel, static_cast<unsigned>(ceil_div<int64_t>(rows * blocks, 8)), 256, 0, x, static_cast<int>(rows), static_cast<int>(cols), q.codes, q.scales));
   return q;
 }
 

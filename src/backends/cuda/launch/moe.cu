@@ -1,6 +1,6 @@
 // Router and experts. Routing never leaves the device: a plan of tasks (expert, up to 8 NT of its
 // tokens) is made there, and grids are sized for the most tasks that the batch can have.
-//   route_kernel    lists of tokens per expert, tasks
+//   route_kernel    lists of tokens per expert, tasks; act8 of the input
 //   up_kernel       w1 and w3, clamp, SwiGLU, routing weight, act8 of h
 //   down_kernel     w2, BF16 per expert
 //   combine_kernel  experts in ascending id, then the shared one
@@ -33,6 +33,7 @@ struct Select {
 };
 
 __global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
+  wait_for_previous();
   extern __shared__ float shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t t = static_cast<int64_t>(blockIdx.x) * 4 + warp;
@@ -92,7 +93,17 @@ struct Plan {
   int32_t* lists;  // [E, T] pairs t * k + i
 };
 
-__global__ void __launch_bounds__(1024) route_kernel(const int32_t* ids, int T, int E, int k, int per_task, Plan plan) {
+// Block 0 makes the plan, the others quantise the input: a warp per group of 128.
+struct Route {
+  const int32_t* ids;
+  const bf16* x;
+  uint16_t* codes;
+  float* scales;
+  int32_t T, E, k, D, per_task;
+  Plan plan;
+};
+
+__device__ void make_plan(const int32_t* ids, int T, int E, int k, int per_task, Plan plan) {
   __shared__ int count[kMaxExperts];
   for (int e = threadIdx.x; e < E; e += blockDim.x) count[e] = 0;
   __syncthreads();
@@ -120,6 +131,18 @@ __global__ void __launch_bounds__(1024) route_kernel(const int32_t* ids, int T, 
     tasks += __shfl_sync(~0u, inclusive, 31);
   }
   if (lane == 0) *plan.task_count = tasks;
+}
+
+__global__ void __launch_bounds__(1024) route_kernel(const __grid_constant__ Route p) {
+  wait_for_previous();
+  if (blockIdx.x == 0) return make_plan(p.ids, p.T, p.E, p.k, p.per_task, p.plan);
+  const int blocks = (p.D + kBlockK - 1) / kBlockK;
+  const int64_t i = static_cast<int64_t>(blockIdx.x - 1) * 32 + threadIdx.x / 32;
+  if (i >= static_cast<int64_t>(p.T) * blocks) return;
+  float v[4];
+  load_group(p.x + i / blocks * p.D, p.D, static_cast<int>(i % blocks), v);
+  const float scale = quantise_group(v, p.codes + i * kBlockK);
+  if (threadIdx.x % 32 == 0) p.scales[i] = scale;
 }
 
 struct Experts {
@@ -208,6 +231,7 @@ __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const M
 
 template <Product P, int NT>
 __global__ void __launch_bounds__(kUpWarps * 32, 1) up_kernel(const __grid_constant__ Experts p) {
+  wait_for_previous();
   extern __shared__ float shared[];
   if (static_cast<int>(blockIdx.y) >= *p.plan.task_count) return;
   const Task task = p.plan.tasks[blockIdx.y];
@@ -258,6 +282,7 @@ __device__ void down(const Experts& p, const Task& task, const Matrix& w2, float
 
 template <Product P, int NT>
 __global__ void __launch_bounds__(kDownWarps * 32) down_kernel(const __grid_constant__ Experts p) {
+  wait_for_previous();
   extern __shared__ float shared[];
   if (static_cast<int>(blockIdx.y) >= *p.plan.task_count) return;
   const Task task = p.plan.tasks[blockIdx.y];
@@ -266,6 +291,7 @@ __global__ void __launch_bounds__(kDownWarps * 32) down_kernel(const __grid_cons
 }
 
 __global__ void combine_kernel(const bf16* out, const int32_t* ids, int T, int D, int k, bf16* y) {
+  wait_for_previous();
   const int64_t t = blockIdx.y;
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   __shared__ int order[kMaxTopk];
@@ -291,12 +317,10 @@ Status launch_experts(OpContext& ctx, const Experts& p, unsigned tasks) {
   const unsigned up_blocks = static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kUpRows));
   constexpr int kUpBytes = kUpWarps * 2 * NT * 8 * kTileRows * 4, kDownBytes = kDownWarps * NT * 8 * kTileRows * 4;
   DSV4_TRY(allow_shared(up_kernel<P, NT>, kUpBytes));
-  up_kernel<P, NT><<<dim3(up_blocks, tasks), kUpWarps * 32, kUpBytes, stream(ctx)>>>(p);
-  DSV4_TRY(launched("up_kernel"));
+  DSV4_TRY(enqueue(ctx, "up_kernel", up_kernel<P, NT>, dim3(up_blocks, tasks), kUpWarps * 32, kUpBytes, p));
   const unsigned down_blocks = static_cast<unsigned>(ceil_div(p.D, kDownTiles * kTileRows));
   DSV4_TRY(allow_shared(down_kernel<P, NT>, kDownBytes));
-  down_kernel<P, NT><<<dim3(down_blocks, tasks), kDownWarps * 32, kDownBytes, stream(ctx)>>>(p);
-  return launched("down_kernel");
+  return enqueue(ctx, "down_kernel", down_kernel<P, NT>, dim3(down_blocks, tasks), kDownWarps * 32, kDownBytes, p);
 }
 
 template <Product P>
@@ -321,8 +345,7 @@ Status router(OpContext& ctx, const RouterArgs& a) {
                  .E = static_cast<int32_t>(a.E), .k = static_cast<int32_t>(a.k)};
   const int bytes = 4 * 2 * static_cast<int>(a.E) * 4;
   DSV4_TRY(allow_shared(select_experts_kernel, bytes));
-  select_experts_kernel<<<static_cast<unsigned>(ceil_div<int64_t>(a.T, 4)), 128, static_cast<size_t>(bytes), stream(ctx)>>>(p);
-  return launched("select_experts_kernel");
+  return enqueue(ctx, "select_experts_kernel", select_experts_kernel, static_cast<unsigned>(ceil_div<int64_t>(a.T, 4)), 128, static_cast<size_t>(bytes), p);
 }
 
 Status moe(OpContext& ctx, const MoeArgs& a) {
@@ -356,13 +379,16 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   DSV4_ASSIGN(p.h, scratch.take<uint16_t>((pairs + a.T) * I));
   DSV4_ASSIGN(p.h_scales, scratch.take<float>((pairs + a.T) * (I / kBlockK)));
   DSV4_ASSIGN(p.out, scratch.take<bf16>((pairs + a.T) * a.D));
-  DSV4_ASSIGN(const Quantised x, quantise(ctx, scratch, a.x, a.T, a.D));
-  p.x = x.codes;
-  p.x_scales = x.scales;
+  const int64_t blocks = ceil_div<int64_t>(a.D, kBlockK);
+  DSV4_ASSIGN(uint16_t* codes, scratch.take<uint16_t>(a.T * blocks * kBlockK));
+  DSV4_ASSIGN(float* scales, scratch.take<float>(a.T * blocks));
+  p.x = codes;
+  p.x_scales = scales;
 
-  route_kernel<<<1, 1024, 0, stream(ctx)>>>(a.ids, static_cast<int>(a.T), static_cast<int>(a.E), static_cast<int>(a.k),
-                                            per_task, p.plan);
-  DSV4_TRY(launched("route_kernel"));
+  const Route route{.ids = a.ids, .x = a.x, .codes = codes, .scales = scales, .T = p.T, .E = static_cast<int32_t>(a.E),
+                    .k = p.k, .D = p.D, .per_task = per_task, .plan = p.plan};
+  DSV4_TRY(enqueue(ctx, "route_kernel", route_kernel, static_cast<unsigned>(1 + ceil_div<int64_t>(a.T * blocks, 32)), 1024, 0,
+                   route));
   const unsigned n = static_cast<unsigned>(tasks);
   switch (a.w1.format) {
     case WeightFormat::kMxfp4: DSV4_TRY(launch_tokens<Product::kMxfp4>(ctx, p, n, per_task)); break;
@@ -371,9 +397,7 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
     default: return Status(Code::kUnsupported, cat("cuda: experts of ", format_info(a.w1.format).name));
   }
   const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(a.D, 256)), static_cast<unsigned>(a.T));
-  combine_kernel<<<grid, 256, 0, stream(ctx)>>>(p.out, a.ids, static_cast<int>(a.T), static_cast<int>(a.D),
-                                                static_cast<int>(a.k), a.y);
-  return launched("combine_kernel");
+  return enqueue(ctx, "combine_kernel", combine_kernel, grid, 256, 0, p.out, a.ids, static_cast<int>(a.T), static_cast<int>(a.D), static_cast<int>(a.k), a.y);
 }
 
 }  // namespace dsv4::cuda

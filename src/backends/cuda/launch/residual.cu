@@ -1,4 +1,5 @@
 // Residual streams: embedding, mHC, head mix; and RMSNorm.
+#include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/quantise.cuh"
 #include "backends/cuda/ops.h"
 #include "backends/cuda/pack.h"
@@ -28,6 +29,7 @@ __device__ uint32_t pack2(float low, float high) {
 }
 
 __global__ void embed_kernel(const int32_t* tokens, const uint32_t* table, uint32_t* streams, int hc, int pairs) {
+  wait_for_previous();
   const int64_t t = blockIdx.x;
   const uint32_t* row = table + static_cast<int64_t>(tokens[t]) * pairs;
   for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
@@ -38,6 +40,7 @@ __global__ void embed_kernel(const int32_t* tokens, const uint32_t* table, uint3
 // partial[t][slice][row]: slices of x . fn_row for `mix` rows, then of x . x.
 __global__ void __launch_bounds__(kThreads) project_kernel(const bf16* streams, const int32_t* rows, const float* fn,
                                                            int T, int n, int mix, float* partial) {
+  wait_for_previous();
   __shared__ float x[kTokens][kSlice];
   const int slice = blockIdx.x, first = blockIdx.y * kTokens, begin = slice * kSlice, end = min(n, begin + kSlice);
   const int tokens = min(kTokens, T - first);
@@ -89,6 +92,7 @@ struct Mix {
 
 // One block per token: weights from the projections, Sinkhorn in one warp, the mix, its norm.
 __global__ void __launch_bounds__(512) mix_kernel(const Mix p) {
+  wait_for_previous();
   __shared__ float z[32], pre[8], sums[16];
   extern __shared__ float2 mixed[];
   const int64_t t = blockIdx.x;
@@ -161,6 +165,7 @@ __global__ void __launch_bounds__(512) mix_kernel(const Mix p) {
 
 template <int HC>
 __global__ void hc_post_kernel(uint32_t* streams, const uint32_t* out, const float* post, const float* comb, int pairs) {
+  wait_for_previous();
   const int64_t t = blockIdx.y;
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= pairs) return;
@@ -180,6 +185,7 @@ __global__ void hc_post_kernel(uint32_t* streams, const uint32_t* out, const flo
 }
 
 __global__ void stream_add_kernel(const uint32_t* e, const uint32_t* h, uint32_t* streams, int hc, int pairs) {
+  wait_for_previous();
   const int64_t row = blockIdx.y;  // token * hc + stream
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= pairs) return;
@@ -189,6 +195,7 @@ __global__ void stream_add_kernel(const uint32_t* e, const uint32_t* h, uint32_t
 
 __global__ void __launch_bounds__(kThreads) rms_norm_kernel(const uint32_t* x, const uint32_t* w, uint32_t* y, int pairs,
                                                             float eps) {
+  wait_for_previous();
   __shared__ float sums[kThreads / 32];
   extern __shared__ float2 row[];
   const int64_t t = blockIdx.x;
@@ -224,12 +231,10 @@ Status run_mix(OpContext& ctx, Mix p, const float* fn, int64_t T) {
   DSV4_ASSIGN(float* partial, scratch.take<float>(T * p.slices * (p.mix + 1)));
   p.partial = partial;
   const dim3 grid(static_cast<unsigned>(p.slices), static_cast<unsigned>(ceil_div<int64_t>(T, kTokens)));
-  project_kernel<<<grid, kThreads, 0, stream(ctx)>>>(p.streams, p.rows, fn, static_cast<int>(T), n, p.mix, partial);
-  DSV4_TRY(launched("project_kernel"));
+  DSV4_TRY(enqueue(ctx, "project_kernel", project_kernel, grid, kThreads, 0, p.streams, p.rows, fn, static_cast<int>(T), n, p.mix, partial));
   const int bytes = p.norm ? p.D * static_cast<int>(sizeof(float)) : 0;
   DSV4_TRY(allow_shared(mix_kernel, bytes));
-  mix_kernel<<<static_cast<unsigned>(T), 512, static_cast<size_t>(bytes), stream(ctx)>>>(p);
-  return launched("mix_kernel");
+  return enqueue(ctx, "mix_kernel", mix_kernel, static_cast<unsigned>(T), 512, static_cast<size_t>(bytes), p);
 }
 
 Status run_pre(OpContext& ctx, const HcPreArgs& a, const bf16* norm) {
@@ -247,10 +252,7 @@ unsigned pair_blocks(int64_t D) { return static_cast<unsigned>(ceil_div<int64_t>
 Status embed(OpContext& ctx, const EmbedArgs& a) {
   if (a.T == 0) return {};
   DSV4_TRY(check_even("embed", a.D));
-  embed_kernel<<<static_cast<unsigned>(a.T), kThreads, 0, stream(ctx)>>>(
-      a.tokens, reinterpret_cast<const uint32_t*>(matrix(a.table).codes), words(a.streams), static_cast<int>(a.hc),
-      static_cast<int>(a.D / 2));
-  return launched("embed_kernel");
+  return enqueue(ctx, "embed_kernel", embed_kernel, static_cast<unsigned>(a.T), kThreads, 0, a.tokens, reinterpret_cast<const uint32_t*>(matrix(a.table).codes), words(a.streams), static_cast<int>(a.hc), static_cast<int>(a.D / 2));
 }
 
 Status hc_pre(OpContext& ctx, const HcPreArgs& a) { return run_pre(ctx, a, nullptr); }
@@ -269,21 +271,18 @@ Status hc_post(OpContext& ctx, const HcPostArgs& a) {
   const dim3 grid(pair_blocks(a.D), static_cast<unsigned>(a.T));
   const int pairs = static_cast<int>(a.D / 2);
   switch (a.hc) {
-    case 1: hc_post_kernel<1><<<grid, kThreads, 0, stream(ctx)>>>(words(a.streams), words(a.out), a.post, a.comb, pairs); break;
-    case 2: hc_post_kernel<2><<<grid, kThreads, 0, stream(ctx)>>>(words(a.streams), words(a.out), a.post, a.comb, pairs); break;
-    case 4: hc_post_kernel<4><<<grid, kThreads, 0, stream(ctx)>>>(words(a.streams), words(a.out), a.post, a.comb, pairs); break;
+    case 1: return enqueue(ctx, "hc_post_kernel", hc_post_kernel<1>, grid, kThreads, 0, words(a.streams), words(a.out), a.post, a.comb, pairs);
+    case 2: return enqueue(ctx, "hc_post_kernel", hc_post_kernel<2>, grid, kThreads, 0, words(a.streams), words(a.out), a.post, a.comb, pairs);
+    case 4: return enqueue(ctx, "hc_post_kernel", hc_post_kernel<4>, grid, kThreads, 0, words(a.streams), words(a.out), a.post, a.comb, pairs);
     default: return Status(Code::kUnsupported, cat("cuda: hc_post: ", a.hc, " residual streams: expected 1, 2 or 4"));
   }
-  return launched("hc_post_kernel");
 }
 
 Status stream_add(OpContext& ctx, const StreamAddArgs& a) {
   if (a.T == 0) return {};
   DSV4_TRY(check_even("stream_add", a.D));
   const dim3 grid(pair_blocks(a.D), static_cast<unsigned>(a.T * a.hc));
-  stream_add_kernel<<<grid, kThreads, 0, stream(ctx)>>>(words(a.e), words(a.h), words(a.streams), static_cast<int>(a.hc),
-                                                        static_cast<int>(a.D / 2));
-  return launched("stream_add_kernel");
+  return enqueue(ctx, "stream_add_kernel", stream_add_kernel, grid, kThreads, 0, words(a.e), words(a.h), words(a.streams), static_cast<int>(a.hc), static_cast<int>(a.D / 2));
 }
 
 Status rms_norm(OpContext& ctx, const RmsNormArgs& a) {
@@ -291,9 +290,7 @@ Status rms_norm(OpContext& ctx, const RmsNormArgs& a) {
   DSV4_TRY(check_even("rms_norm", a.N));
   const int bytes = static_cast<int>(a.N * static_cast<int64_t>(sizeof(float)));
   DSV4_TRY(allow_shared(rms_norm_kernel, bytes));
-  rms_norm_kernel<<<static_cast<unsigned>(a.T), kThreads, static_cast<size_t>(bytes), stream(ctx)>>>(
-      words(a.x), words(a.w), words(a.y), static_cast<int>(a.N / 2), a.eps);
-  return launched("rms_norm_kernel");
+  return enqueue(ctx, "rms_norm_kernel", rms_norm_kernel, static_cast<unsigned>(a.T), kThreads, static_cast<size_t>(bytes), words(a.x), words(a.w), words(a.y), static_cast<int>(a.N / 2), a.eps);
 }
 
 }  // namespace dsv4::cuda

@@ -1,4 +1,5 @@
 // Queries and keys on their way to attention, one warp per vector: rope, qkv, ring_insert.
+#include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/ops.h"
 #include "backends/cuda/core.h"
@@ -10,6 +11,7 @@ namespace {
 constexpr int kWarps = 8;
 
 __global__ void rope_kernel(const RopeArgs a) {
+  wait_for_previous();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int half = static_cast<int>(a.rope.r / 2);
   if (i >= a.T * a.H * half) return;
@@ -27,6 +29,7 @@ __global__ void rope_kernel(const RopeArgs a) {
 
 // Head h < H of row t is a query; head H is the row's key/value.
 __global__ void __launch_bounds__(kWarps * 32) qkv_kernel(const QkvArgs a) {
+  wait_for_previous();
   extern __shared__ float shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = static_cast<int>(a.d);
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
@@ -57,6 +60,7 @@ __global__ void __launch_bounds__(kWarps * 32) qkv_kernel(const QkvArgs a) {
 }
 
 __global__ void ring_insert_kernel(const RingInsertArgs a) {
+  wait_for_previous();
   const int64_t t = blockIdx.x;
   const int seq = a.batch.row_seq[t];
   if (t < a.batch.seq_begin[seq + 1] - a.ring.rows) return;  // a later row takes this place
@@ -72,24 +76,20 @@ __global__ void ring_insert_kernel(const RingInsertArgs a) {
 Status rope(OpContext& ctx, const RopeArgs& a) {
   const int64_t n = a.T * a.H * (a.rope.r / 2);
   if (n == 0) return {};
-  rope_kernel<<<static_cast<unsigned>(ceil_div<int64_t>(n, 256)), 256, 0, stream(ctx)>>>(a);
-  return launched("rope_kernel");
+  return enqueue(ctx, "rope_kernel", rope_kernel, static_cast<unsigned>(ceil_div<int64_t>(n, 256)), 256, 0, a);
 }
 
 Status qkv(OpContext& ctx, const QkvArgs& a) {
   if (a.T == 0) return {};
   const int bytes = kWarps * static_cast<int>(a.d * static_cast<int64_t>(sizeof(float)));
   DSV4_TRY(allow_shared(qkv_kernel, bytes));
-  qkv_kernel<<<static_cast<unsigned>(ceil_div<int64_t>(a.T * (a.H + 1), kWarps)), kWarps * 32,
-               static_cast<size_t>(bytes), stream(ctx)>>>(a);
-  return launched("qkv_kernel");
+  return enqueue(ctx, "qkv_kernel", qkv_kernel, static_cast<unsigned>(ceil_div<int64_t>(a.T * (a.H + 1), kWarps)), kWarps * 32, static_cast<size_t>(bytes), a);
 }
 
 Status ring_insert(OpContext& ctx, const RingInsertArgs& a) {
   DSV4_TRY(check_kv_format("ring_insert", a.ring.format, KvFormat::kBf16));
   if (a.batch.rows == 0) return {};
-  ring_insert_kernel<<<static_cast<unsigned>(a.batch.rows), 128, 0, stream(ctx)>>>(a);
-  return launched("ring_insert_kernel");
+  return enqueue(ctx, "ring_insert_kernel", ring_insert_kernel, static_cast<unsigned>(a.batch.rows), 128, 0, a);
 }
 
 }  // namespace dsv4::cuda
