@@ -70,8 +70,7 @@ void print_machine(const Backend& backend, const std::optional<bench::Peaks>& pe
     if (peaks->bf16_flops_per_s > 0) std::printf(", BF16 dot %.1f GFLOP/s", peaks->bf16_flops_per_s * 1e-9);
     if (peaks->threads > 0) std::printf(" (%d threads, %s)", peaks->threads, peaks->isa.c_str());
     else std::printf(" (%s)", peaks->isa.c_str());
-    std::printf(", measured now
-");
+    std::printf(", measured now\n");
   }
   std::printf("\n");
 }

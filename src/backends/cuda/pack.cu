@@ -12,9 +12,9 @@ namespace {
 constexpr size_t kAlign = 256;
 size_t padded(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-// Where element (row r of 16, k of 128) of a block lies: byte offset, and the nibble for E2M1.
+// Where element (row r of 16, k of 128) of a block lies.
 struct Place {
-  int byte, nibble;
+  int byte, element;
 };
 
 __device__ Place place_bf16(int r, int k) {
@@ -28,12 +28,14 @@ __device__ Place place_e4m3(int r, int k) {
   return {(j * 32 + g * 4 + t) * 16 + high * 8 + s * 4 + order, 0};
 }
 
+// Of E2M1: the word's byte offset, and the element's place in it.
 __device__ Place place_e2m1(int r, int k) {
   const int j = k / 64, half = k % 64 / 32, s = k % 32 / 16, t = k % 16 / 4, i = k % 4;
-  const int g = r % 8, high = r / 8, e = s * 4 + i;
-  const int nibble = e / 2 + e % 2 * 4;
-  return {(j * 32 + g * 4 + t) * 16 + half * 8 + high * 4 + nibble / 2, nibble % 2};
+  const int g = r % 8, high = r / 8;
+  return {(j * 32 + g * 4 + t) * 16 + half * 8 + high * 4, s * 4 + i};
 }
+// Bits of a word that hold the sign of element e of eight.
+__device__ int sign_bit(int e) { return e < 4 ? 7 + 8 * e : 3 + 8 * (e - 4); }
 
 // One thread per 8 elements along K of one row; kPack: published -> blocks, else the inverse.
 template <WeightFormat F, bool kPack>
@@ -62,14 +64,16 @@ __global__ void move_codes(uint8_t* published, uint8_t* blocks, int rows, int co
       if (kPack) *at = inside ? file[k] : uint8_t{0};
       else file[k] = *at;
     } else {
-      // Both nibbles of a byte belong to one step of one row, so to this thread, packed or published.
       const Place p = place_e2m1(r, k % kBlockK);
+      uint32_t* word = reinterpret_cast<uint32_t*>(block + p.byte);
+      const int sign = sign_bit(p.element);
       if (kPack) {
-        const uint8_t code = inside ? (file[k / 2] >> (k % 2 * 4)) & 15 : 0;
-        if (p.nibble == 0) block[p.byte] = static_cast<uint8_t>((block[p.byte] & 0xf0) | code);
-        else block[p.byte] = static_cast<uint8_t>((block[p.byte] & 0x0f) | (code << 4));
+        // The words were zero; threads of other elements of a word add their own bits.
+        const uint32_t code = inside ? (file[k / 2] >> (k % 2 * 4)) & 15u : 0u;
+        atomicOr(word, (code & 7u) << (4 * p.element) | (code >> 3) << sign);
       } else {
-        const uint8_t code = (block[p.byte] >> (p.nibble * 4)) & 15;
+        const uint32_t code = (*word >> (4 * p.element) & 7u) | (*word >> sign & 1u) << 3;
+        // Both nibbles of a published byte are this thread's.
         if (k % 2 == 0) file[k / 2] = static_cast<uint8_t>((file[k / 2] & 0xf0) | code);
         else file[k / 2] = static_cast<uint8_t>((file[k / 2] & 0x0f) | (code << 4));
       }
@@ -127,6 +131,7 @@ Status move(cudaStream_t s, WeightFormat f, uint8_t* file, uint8_t* file_scales,
       break;
     case WeightFormat::kMxfp4:
     case WeightFormat::kNvfp4:
+      if (kPack) DSV4_TRY(check(cudaMemsetAsync(codes, 0, sizes.code_bytes, s), "clearing of memory"));
       move_codes<WeightFormat::kMxfp4, kPack><<<grid, 256, 0, s>>>(file, codes, r, c, row_bytes);
       break;
     default:

@@ -9,7 +9,8 @@
 //   E4M3  [4 groups of 32][32 lanes][row g: s0, s1; row g + 8: s0, s1]           2048 bytes
 //         four codes of a step as (k0, k2, k1, k3): two masks make two pairs
 //   E2M1  [2 groups of 64][32 lanes][group 0: row g, row g + 8; group 1: same]   1024 bytes
-//         eight codes of a row in one word, nibbles (k0 k2 k4 k6 k1 k3 k5 k7) in step-major order
+//         eight codes of a row in one word: magnitudes of s0, s1 in nibbles 0..7, the signs of s0 in
+//         bits 7, 15, 23, 31, of s1 in bits 3, 11, 19, 27
 // Scales: E4M3 matrices keep the published [rows/128, K/128]; E2M1 [tile][block][16 rows][4 or 8].
 #pragma once
 

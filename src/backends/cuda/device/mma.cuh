@@ -21,6 +21,14 @@ __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uin
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same with nothing added: D = A B.
+__device__ inline void mma_f16_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0f));
+}
+
 // Four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ inline void ldmatrix(uint32_t (&r)[4], const void* shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -83,11 +91,19 @@ __device__ inline void e4m3_to_bf16(uint32_t w, uint32_t& k01, uint32_t& k23) {
   k23 = mul_bf16x2((w & 0x80008000u) | ((w >> 4) & 0x07f007f0u), kTwoTo120);
 }
 
-// Pair q of eight E2M1 codes as FP16: value * 2^-14, subnormal included.
-template <int Q>
-__device__ inline uint32_t e2m1_to_f16(uint32_t w) {
-  if constexpr (Q < 3) return ((w << (12 - 4 * Q)) & 0x80008000u) | ((w << (9 - 4 * Q)) & 0x0e000e00u);
-  return (w & 0x80008000u) | ((w >> 3) & 0x0e000e00u);
+// Eight E2M1 codes of one row and both steps as FP16 pairs: value * 2^-14. Nibble i of `w` holds the three
+// bits of element i without its sign; the signs of elements 0..3 are bits 7, 15, 23, 31, those of 4..7
+// bits 3, 11, 19, 27. A byte permutation looks up the upper byte of each FP16, the lower one is 0.
+__device__ inline void e2m1_to_f16(uint32_t w, uint32_t (&pairs)[4]) {
+  // Upper bytes of 0, 2^-15, 2^-14, 1.5 * 2^-14, 2^-13, 1.5 * 2^-13, 2^-12, 1.5 * 2^-12.
+  constexpr uint32_t kLow = 0x06040200u, kHigh = 0x0e0c0a08u;
+  const uint32_t magnitudes = w & 0x77777777u;
+  const uint32_t first = __byte_perm(kLow, kHigh, magnitudes) | (w & 0x80808080u);
+  const uint32_t second = __byte_perm(kLow, kHigh, magnitudes >> 16) | ((w << 4) & 0x80808080u);
+  pairs[0] = __byte_perm(first, 0, 0x1404);
+  pairs[1] = __byte_perm(first, 0, 0x3424);
+  pairs[2] = __byte_perm(second, 0, 0x1404);
+  pairs[3] = __byte_perm(second, 0, 0x3424);
 }
 
 }  // namespace dsv4::cuda

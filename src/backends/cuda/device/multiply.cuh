@@ -101,27 +101,38 @@ __device__ inline void operand(const Block<P>& b, int j, int s, uint32_t (&a)[4]
   } else if constexpr (P == Product::kFp8Bf16) {
     e4m3_to_bf16(s ? b.codes[j].y : b.codes[j].x, a[0], a[2]);
     e4m3_to_bf16(s ? b.codes[j].w : b.codes[j].z, a[1], a[3]);
-  } else {
+  }
+}
+
+// Both steps of group j of an FP4 block.
+template <Product P>
+__device__ inline void operands(const Block<P>& b, int j, uint32_t (&a)[2][4]) {
+  if constexpr (is_fp4(P)) {
     const uint4& v = b.codes[j / 2];
-    const uint32_t low = j % 2 ? v.z : v.x, high = j % 2 ? v.w : v.y;
-    if (s == 0) {
-      a[0] = e2m1_to_f16<0>(low);
-      a[2] = e2m1_to_f16<1>(low);
-      a[1] = e2m1_to_f16<0>(high);
-      a[3] = e2m1_to_f16<1>(high);
-    } else {
-      a[0] = e2m1_to_f16<2>(low);
-      a[2] = e2m1_to_f16<3>(low);
-      a[1] = e2m1_to_f16<2>(high);
-      a[3] = e2m1_to_f16<3>(high);
+    uint32_t low[4], high[4];
+    e2m1_to_f16(j % 2 ? v.z : v.x, low);
+    e2m1_to_f16(j % 2 ? v.w : v.y, high);
+    for (int s = 0; s < 2; ++s) {
+      a[s][0] = low[2 * s];
+      a[s][2] = low[2 * s + 1];
+      a[s][1] = high[2 * s];
+      a[s][3] = high[2 * s + 1];
     }
+  } else {
+    operand<P>(b, j, 0, a[0]);
+    operand<P>(b, j, 1, a[1]);
   }
 }
 
 // Scale of step s of group j of an FP4 block for row g (high = 0) or g + 8.
 template <Product P>
 __device__ inline float step_scale(const Block<P>& b, int j, int s, int high) {
-  if constexpr (P == Product::kMxfp4) return ue8m0_to_float(static_cast<uint8_t>(b.scales[high] >> (8 * j)));
+  if constexpr (P == Product::kMxfp4) {
+    // 2^(b - 127), b = 0 included; NaN scales are refused when a checkpoint is read.
+    const uint32_t w = b.scales[high];
+    const uint32_t exponent = (j == 3 ? w >> 1 : w << (23 - 8 * j)) & 0x7f800000u;
+    return bits_to_float(max(exponent, 0x00400000u));
+  }
   const int i = 2 * j + s;
   return e4m3_to_float(static_cast<uint8_t>(b.scales[(P == Product::kNvfp4 ? 2 * high : 0) + i / 4] >> (8 * (i % 4))));
 }
@@ -133,78 +144,85 @@ __device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, 
   const int t = threadIdx.x % 4;
   // FP16 pairs stand for value * 2^-8 (E4M3) or 2^-14 (E2M1).
   constexpr float kOffset = P == Product::kFp8 ? 0x1p8f : is_fp4(P) ? 0x1p14f : 1.0f;
-  Block<P> next[MA];
-  if (first < blocks) {
+  // Blocks in flight per warp: as many as registers allow; the fewer tokens, the more.
+  constexpr int kDepth = NT > 2 ? 1 : is_fp4(P) ? (NT == 1 ? (MA == 1 ? 4 : 2) : (MA == 1 ? 2 : 1)) : MA == 1 && NT == 1 ? 2 : 1;
+  Block<P> ahead[kDepth][MA];
 #pragma unroll
-    for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], first, next[m]);
-  }
-  for (int block = first; block < blocks; block += step) {
-    Block<P> b[MA];
+  for (int i = 0; i < kDepth; ++i) {
+    if (first + i * step < blocks) {
 #pragma unroll
-    for (int m = 0; m < MA; ++m) b[m] = next[m];
-    if (block + step < blocks) {
-#pragma unroll
-      for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], block + step, next[m]);
+      for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], first + i * step, ahead[i][m]);
     }
-    float part[MA][NT][4] = {};
+  }
+  for (int round = first; round < blocks; round += kDepth * step) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      uint32_t a[MA][2][4];
+    for (int stage = 0; stage < kDepth; ++stage) {
+      const int block = round + stage * step;
+      if (block >= blocks) break;
+      Block<P> b[MA];
 #pragma unroll
-      for (int m = 0; m < MA; ++m) {
-        operand<P>(b[m], j, 0, a[m][0]);
-        operand<P>(b[m], j, 1, a[m][1]);
+      for (int m = 0; m < MA; ++m) b[m] = ahead[stage][m];
+      if (block + kDepth * step < blocks) {
+#pragma unroll
+        for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], block + kDepth * step, ahead[stage][m]);
+      }
+      float part[MA][NT][4] = {};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        uint32_t a[MA][2][4];
+#pragma unroll
+        for (int m = 0; m < MA; ++m) operands<P>(b[m], j, a[m]);
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+          uint4 x = {0, 0, 0, 0};
+          if (in.row[n] != kAbsent) {
+            const char* at = in.x + in.row[n] + block * (kBlockK * 2) + j * 64;
+            if constexpr (P == Product::kFp8Bf16) {
+              // Input in its own order for weights in the order of quantised ones.
+              const uint2 low = *reinterpret_cast<const uint2*>(at + t * 8);
+              const uint2 high = *reinterpret_cast<const uint2*>(at + 32 + t * 8);
+              x = {low.x, low.y, high.x, high.y};
+            } else {
+              x = *reinterpret_cast<const uint4*>(at + t * 16);
+            }
+          }
+          const uint32_t x0[2] = {x.x, x.y}, x1[2] = {x.z, x.w};
+#pragma unroll
+          for (int m = 0; m < MA; ++m) {
+            if constexpr (is_fp4(P)) {
+              float c0[4], c1[4];
+              mma_f16_first(c0, a[m][0], x0);
+              mma_f16_first(c1, a[m][1], x1);
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                part[m][n][i] = __fmaf_rn(c0[i], step_scale<P>(b[m], j, 0, i / 2), part[m][n][i]);
+                part[m][n][i] = __fmaf_rn(c1[i], step_scale<P>(b[m], j, 1, i / 2), part[m][n][i]);
+              }
+            } else if constexpr (P == Product::kFp8) {
+              mma_f16(part[m][n], a[m][0], x0);
+              mma_f16(part[m][n], a[m][1], x1);
+            } else {
+              mma_bf16(part[m][n], a[m][0], x0);
+              mma_bf16(part[m][n], a[m][1], x1);
+            }
+          }
+        }
       }
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
-        uint4 x = {0, 0, 0, 0};
-        if (in.row[n] != kAbsent) {
-          const char* at = in.x + in.row[n] + block * (kBlockK * 2) + j * 64;
-          if constexpr (P == Product::kFp8Bf16) {
-            // Input in its own order for weights in the order of quantised ones.
-            const uint2 low = *reinterpret_cast<const uint2*>(at + t * 8);
-            const uint2 high = *reinterpret_cast<const uint2*>(at + 32 + t * 8);
-            x = {low.x, low.y, high.x, high.y};
-          } else {
-            x = *reinterpret_cast<const uint4*>(at + t * 16);
-          }
+        float scale[2] = {1.0f, 1.0f};
+        if constexpr (takes_act8(P)) {
+          scale[0] = in.scales[in.scale_row[n][0] + block] * kOffset;
+          scale[1] = in.scales[in.scale_row[n][1] + block] * kOffset;
         }
-        const uint32_t x0[2] = {x.x, x.y}, x1[2] = {x.z, x.w};
 #pragma unroll
         for (int m = 0; m < MA; ++m) {
-          if constexpr (is_fp4(P)) {
-            float c0[4] = {}, c1[4] = {};
-            mma_f16(c0, a[m][0], x0);
-            mma_f16(c1, a[m][1], x1);
+          float of_weight = 1.0f;
+          if constexpr (P == Product::kFp8 || P == Product::kFp8Bf16) of_weight = ue8m0_to_float(static_cast<uint8_t>(b[m].scales[0]));
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              part[m][n][i] = __fmaf_rn(c0[i], step_scale<P>(b[m], j, 0, i / 2), part[m][n][i]);
-              part[m][n][i] = __fmaf_rn(c1[i], step_scale<P>(b[m], j, 1, i / 2), part[m][n][i]);
-            }
-          } else if constexpr (P == Product::kFp8) {
-            mma_f16(part[m][n], a[m][0], x0);
-            mma_f16(part[m][n], a[m][1], x1);
-          } else {
-            mma_bf16(part[m][n], a[m][0], x0);
-            mma_bf16(part[m][n], a[m][1], x1);
+          for (int i = 0; i < 4; ++i) {
+            total[m][n][i] = __fmaf_rn(part[m][n][i], scale[i % 2] * of_weight, total[m][n][i]);
           }
-        }
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      float scale[2] = {1.0f, 1.0f};
-      if constexpr (takes_act8(P)) {
-        scale[0] = in.scales[in.scale_row[n][0] + block] * kOffset;
-        scale[1] = in.scales[in.scale_row[n][1] + block] * kOffset;
-      }
-#pragma unroll
-      for (int m = 0; m < MA; ++m) {
-        float of_weight = 1.0f;
-        if constexpr (P == Product::kFp8 || P == Product::kFp8Bf16) of_weight = ue8m0_to_float(static_cast<uint8_t>(b[m].scales[0]));
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          total[m][n][i] = __fmaf_rn(part[m][n][i], scale[i % 2] * of_weight, total[m][n][i]);
         }
       }
     }

@@ -82,12 +82,22 @@ __global__ void __launch_bounds__(kWarps * 32) linear_kernel(const __grid_consta
       row = stride + 64;
       char* codes = reinterpret_cast<char*>(shared);
       float* scales = reinterpret_cast<float*>(codes + p.T * row);
-      for (int i = warp; i < p.T * blocks; i += kWarps) {
-        const int token = i / blocks, block = i % blocks;
-        float v[4];
-        load_group(p.x + token * p.x_stride, p.K, block, v);
-        const float scale = quantise_group(v, reinterpret_cast<uint16_t*>(codes + token * row) + block * kBlockK);
-        if (lane == 0) scales[i] = scale;
+      constexpr int kAhead = 4;  // groups whose loads are in flight together
+      for (int first = warp; first < p.T * blocks; first += kAhead * kWarps) {
+        float v[kAhead][4];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          const int at = min(first + i * kWarps, p.T * blocks - 1);
+          load_group(p.x + at / blocks * p.x_stride, p.K, at % blocks, v[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          const int at = first + i * kWarps;
+          if (at >= p.T * blocks) break;
+          uint16_t* out = reinterpret_cast<uint16_t*>(codes + at / blocks * row) + at % blocks * kBlockK;
+          const float scale = quantise_group(v[i], out);
+          if (lane == 0) scales[at] = scale;
+        }
       }
       __syncthreads();
       act8.x = codes;

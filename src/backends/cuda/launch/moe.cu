@@ -173,41 +173,46 @@ __device__ int pair_of(const Experts& p, const Task& task, int n) {
                          : p.plan.lists[static_cast<int64_t>(task.expert) * p.T + task.first + n];
 }
 
-constexpr int kUpWarps = 16, kUpRows = 128;
+// K in two shares: of two warps, or of one after the other where many tokens need its registers.
+constexpr int kUpRows = 128, kUpSplit = 2;
+constexpr int up_warps(int NT) { return NT <= 2 ? 16 : 8; }
 
 template <Product P, int NT>
 __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const Matrix& w3, int I, float* shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-  const int tile = blockIdx.x * (kUpRows / kTileRows) + warp / 2, part = warp % 2;
+  constexpr int kWarps = up_warps(NT), kWarpsPerTile = kWarps * kTileRows / kUpRows;
+  const int local = warp / kWarpsPerTile, tile = blockIdx.x * (kUpRows / kTileRows) + local;
   const int x_blocks = (p.D + kBlockK - 1) / kBlockK;
   const auto row_of = [&](int n) {
     const int pair = pair_of(p, task, n);
     return task.expert < 0 ? pair - p.T * p.k : pair / p.k;
   };
-  float total[2][NT][4] = {};
-  if (tile < w1.tiles()) {
-    Input<NT> in{.x = reinterpret_cast<const char*>(p.x), .scales = p.x_scales};
-    for (int n = 0; n < NT; ++n) {
-      in.row[n] = n * 8 + g < task.count ? static_cast<uint32_t>(row_of(n * 8 + g)) * (x_blocks * kBlockK * 2) : kAbsent;
-      for (int i = 0; i < 2; ++i) {
-        const int column = n * 8 + 2 * c + i;
-        in.scale_row[n][i] = column < task.count ? static_cast<uint32_t>(row_of(column)) * x_blocks : 0;
-      }
+  Input<NT> in{.x = reinterpret_cast<const char*>(p.x), .scales = p.x_scales};
+  for (int n = 0; n < NT; ++n) {
+    in.row[n] = n * 8 + g < task.count ? static_cast<uint32_t>(row_of(n * 8 + g)) * (x_blocks * kBlockK * 2) : kAbsent;
+    for (int i = 0; i < 2; ++i) {
+      const int column = n * 8 + 2 * c + i;
+      in.scale_row[n][i] = column < task.count ? static_cast<uint32_t>(row_of(column)) * x_blocks : 0;
     }
-    const Tile tiles[2] = {tile_of<P>(w1, tile), tile_of<P>(w3, tile)};
-    multiply<P, 2, NT>(tiles, x_blocks, part, 2, in, total);
   }
-  // [warp][matrix][token][16 rows], then h [token][128].
+  // [tile][share][matrix][token][16 rows], then h [token][128].
   constexpr int kTokens = NT * 8;
-  for (int m = 0; m < 2; ++m) {
-    float* mine = shared + (warp * 2 + m) * kTokens * kTileRows;
-    for (int n = 0; n < NT; ++n) {
-      for (int i = 0; i < 4; ++i) mine[(n * 8 + 2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[m][n][i];
+  for (int part = warp % kWarpsPerTile; part < kUpSplit; part += kWarpsPerTile) {
+    float total[2][NT][4] = {};
+    if (tile < w1.tiles()) {
+      const Tile tiles[2] = {tile_of<P>(w1, tile), tile_of<P>(w3, tile)};
+      multiply<P, 2, NT>(tiles, x_blocks, part, kUpSplit, in, total);
+    }
+    for (int m = 0; m < 2; ++m) {
+      float* mine = shared + ((local * kUpSplit + part) * 2 + m) * kTokens * kTileRows;
+      for (int n = 0; n < NT; ++n) {
+        for (int i = 0; i < 4; ++i) mine[(n * 8 + 2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[m][n][i];
+      }
     }
   }
   __syncthreads();
   // A warp per token: 128 values of h are one group of act8.
-  for (int n = warp; n < task.count; n += kUpWarps) {
+  for (int n = warp; n < task.count; n += kWarps) {
     const int pair = pair_of(p, task, n);
     const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
     float h[4];
@@ -230,7 +235,7 @@ __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const M
 }
 
 template <Product P, int NT>
-__global__ void __launch_bounds__(kUpWarps * 32, 1) up_kernel(const __grid_constant__ Experts p) {
+__global__ void __launch_bounds__(up_warps(NT) * 32, 1) up_kernel(const __grid_constant__ Experts p) {
   wait_for_previous();
   extern __shared__ float shared[];
   if (static_cast<int>(blockIdx.y) >= *p.plan.task_count) return;
@@ -315,9 +320,9 @@ __global__ void combine_kernel(const bf16* out, const int32_t* ids, int T, int D
 template <Product P, int NT>
 Status launch_experts(OpContext& ctx, const Experts& p, unsigned tasks) {
   const unsigned up_blocks = static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kUpRows));
-  constexpr int kUpBytes = kUpWarps * 2 * NT * 8 * kTileRows * 4, kDownBytes = kDownWarps * NT * 8 * kTileRows * 4;
+  constexpr int kUpBytes = kUpRows * kUpSplit * 2 * NT * 8 * 4, kDownBytes = kDownWarps * NT * 8 * kTileRows * 4;
   DSV4_TRY(allow_shared(up_kernel<P, NT>, kUpBytes));
-  DSV4_TRY(enqueue(ctx, "up_kernel", up_kernel<P, NT>, dim3(up_blocks, tasks), kUpWarps * 32, kUpBytes, p));
+  DSV4_TRY(enqueue(ctx, "up_kernel", up_kernel<P, NT>, dim3(up_blocks, tasks), up_warps(NT) * 32, kUpBytes, p));
   const unsigned down_blocks = static_cast<unsigned>(ceil_div(p.D, kDownTiles * kTileRows));
   DSV4_TRY(allow_shared(down_kernel<P, NT>, kDownBytes));
   return enqueue(ctx, "down_kernel", down_kernel<P, NT>, dim3(down_blocks, tasks), kDownWarps * 32, kDownBytes, p);

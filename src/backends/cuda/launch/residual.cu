@@ -9,7 +9,7 @@ namespace dsv4::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTokens = 8;    // that share one reading of fn
+constexpr int kTokens = 8;    // that share one reading of fn, where there are as many
 constexpr int kSlice = 512;   // of hc * D, one block each
 
 // Sum over the block, the same in every thread; `shared` holds one float per warp.
@@ -37,39 +37,55 @@ __global__ void embed_kernel(const int32_t* tokens, const uint32_t* table, uint3
   }
 }
 
-// partial[t][slice][row]: slices of x . fn_row for `mix` rows, then of x . x.
+// partial[t][slice][row]: slices of x . fn_row for `mix` rows, then of x . x. N tokens share one reading
+// of fn; the sums of a token are the same for every N.
+template <int N>
 __global__ void __launch_bounds__(kThreads) project_kernel(const bf16* streams, const int32_t* rows, const float* fn,
                                                            int T, int n, int mix, float* partial) {
-  wait_for_previous();
-  __shared__ float x[kTokens][kSlice];
-  const int slice = blockIdx.x, first = blockIdx.y * kTokens, begin = slice * kSlice, end = min(n, begin + kSlice);
-  const int tokens = min(kTokens, T - first);
-  for (int i = threadIdx.x; i < kTokens * kSlice; i += kThreads) {
-    const int t = i / kSlice, at = begin + i % kSlice;
-    float v = 0.0f;
-    if (t < tokens && at < end) {
-      const int64_t row = rows ? rows[first + t] : first + t;
-      v = to_float(streams[row * n + at]);
+  __shared__ float4 x[N][kSlice / 4];
+  constexpr int kPerLane = kSlice / 128;  // float4 of a row per lane
+  const int slice = blockIdx.x, first = blockIdx.y * N, begin = slice * kSlice, count = min(n - begin, kSlice);
+  const int tokens = min(N, T - first);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  // A warp's rows are warp, warp + 8, ...; the first is on its way before the streams are ready.
+  const auto load = [&](int r, float4 (&w)[kPerLane]) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int at = (i * 32 + lane) * 4;
+      w[i] = at < count ? *reinterpret_cast<const float4*>(fn + static_cast<int64_t>(r) * n + begin + at) : float4{0, 0, 0, 0};
     }
-    x[t][i % kSlice] = v;
+  };
+  float4 next[kPerLane];
+  if (warp < mix) load(warp, next);
+  wait_for_previous();
+  for (int i = threadIdx.x; i < N * (kSlice / 4); i += kThreads) {
+    const int t = i / (kSlice / 4), at = i % (kSlice / 4) * 4;
+    float4 v = {0, 0, 0, 0};
+    if (t < tokens && at < count) {
+      const int64_t row = rows ? rows[first + t] : first + t;
+      const uint2 w = *reinterpret_cast<const uint2*>(streams + row * n + begin + at);
+      const float2 a = unpack2(w.x), b = unpack2(w.y);
+      v = {a.x, a.y, b.x, b.y};
+    }
+    x[t][at / 4] = v;
   }
   __syncthreads();
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int r = warp; r <= mix; r += kThreads / 32) {
-    float sum[kTokens] = {};
-    for (int i = lane; i < end - begin; i += 32) {
-      if (r < mix) {
-        const float w = fn[static_cast<int64_t>(r) * n + begin + i];
+    float4 w[kPerLane];
 #pragma unroll
-        for (int t = 0; t < kTokens; ++t) sum[t] = __fmaf_rn(w, x[t][i], sum[t]);
-      } else {
+    for (int i = 0; i < kPerLane; ++i) w[i] = next[i];
+    if (r + kThreads / 32 < mix) load(r + kThreads / 32, next);
 #pragma unroll
-        for (int t = 0; t < kTokens; ++t) sum[t] = __fmaf_rn(x[t][i], x[t][i], sum[t]);
+    for (int t = 0; t < N; ++t) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        const float4 v = x[t][i * 32 + lane];
+        const float4 u = r < mix ? w[i] : v;
+        sum = __fmaf_rn(u.x, v.x, __fmaf_rn(u.y, v.y, __fmaf_rn(u.z, v.z, __fmaf_rn(u.w, v.w, sum))));
       }
-    }
-    for (int t = 0; t < tokens; ++t) {
-      const float v = warp_sum(sum[t]);
-      if (lane == 0) partial[(static_cast<int64_t>(first + t) * gridDim.x + slice) * (mix + 1) + r] = v;
+      sum = warp_sum(sum);
+      if (lane == 0 && t < tokens) partial[(static_cast<int64_t>(first + t) * gridDim.x + slice) * (mix + 1) + r] = sum;
     }
   }
 }
@@ -100,6 +116,7 @@ __global__ void __launch_bounds__(512) mix_kernel(const Mix p) {
   if (threadIdx.x < 32) {
     float sum = 0.0f;
     if (lane <= p.mix) {
+#pragma unroll 8
       for (int s = 0; s < p.slices; ++s) sum += p.partial[(t * p.slices + s) * (p.mix + 1) + lane];
     }
     const float squares = __shfl_sync(~0u, sum, p.mix);
@@ -221,7 +238,7 @@ Status check_even(std::string_view op, int64_t n) {
 
 Status run_mix(OpContext& ctx, Mix p, const float* fn, int64_t T) {
   if (T == 0) return {};
-  DSV4_TRY(check_even("hc", p.D));
+  if (p.D % 4 != 0) return Status(Code::kUnsupported, cat("cuda: hc: rows of ", p.D, " values: expected a multiple of 4"));
   if (p.hc != 1 && p.hc != 2 && p.hc != 4) {
     return Status(Code::kUnsupported, cat("cuda: ", p.hc, " residual streams: expected 1, 2 or 4"));
   }
@@ -230,8 +247,9 @@ Status run_mix(OpContext& ctx, Mix p, const float* fn, int64_t T) {
   Workspace::Scope scratch(ctx.workspace);
   DSV4_ASSIGN(float* partial, scratch.take<float>(T * p.slices * (p.mix + 1)));
   p.partial = partial;
-  const dim3 grid(static_cast<unsigned>(p.slices), static_cast<unsigned>(ceil_div<int64_t>(T, kTokens)));
-  DSV4_TRY(enqueue(ctx, "project_kernel", project_kernel, grid, kThreads, 0, p.streams, p.rows, fn, static_cast<int>(T), n, p.mix, partial));
+  const int tokens = T < kTokens ? 1 : kTokens;
+  const dim3 grid(static_cast<unsigned>(p.slices), static_cast<unsigned>(ceil_div<int64_t>(T, tokens)));
+  DSV4_TRY(enqueue(ctx, "project_kernel", tokens == 1 ? project_kernel<1> : project_kernel<kTokens>, grid, kThreads, 0, p.streams, p.rows, fn, static_cast<int>(T), n, p.mix, partial));
   const int bytes = p.norm ? p.D * static_cast<int>(sizeof(float)) : 0;
   DSV4_TRY(allow_shared(mix_kernel, bytes));
   return enqueue(ctx, "mix_kernel", mix_kernel, static_cast<unsigned>(T), 512, static_cast<size_t>(bytes), p);
