@@ -36,6 +36,7 @@ struct ModelFlags {
   std::string model, synthetic, device = "auto";
   ConfigCut cut;
   bench::ModelBenchOptions bench;
+  std::vector<int64_t> batches = {1};  // decode: measured one after the other
   bool json = false, no_fill = false;
 };
 
@@ -236,40 +237,49 @@ Status run_model(ModelFlags f, bool decode) {
     model = &synthetic.model;
   }
   DSV4_ASSIGN(const auto peaks, peaks_of(*backend));
-  DSV4_ASSIGN(const bench::ModelBenchResult result,
-              decode ? bench::bench_decode(*model, *backend, f.bench, progress)
-                     : bench::bench_prefill(*model, *backend, f.bench, progress));
   const std::string what = f.synthetic.empty() ? f.model : cat("synthetic ", f.synthetic);
   const ModelConfig& c = model->config;
+  if (!f.json) {
+    print_machine(*backend, peaks);
+    std::printf("model   %s: %lld layers, %lld experts, %.2f GB packed\n", what.c_str(),
+                static_cast<long long>(c.num_hidden_layers),
+                static_cast<long long>(c.n_routed_experts),
+                static_cast<double>(model->weights.bytes) * 1e-9);
+  }
+  ordered_json results = ordered_json::array();
+  for (const int64_t batch : f.batches) {
+    f.bench.batch = batch;
+    DSV4_ASSIGN(const bench::ModelBenchResult result,
+                decode ? bench::bench_decode(*model, *backend, f.bench, progress)
+                       : bench::bench_prefill(*model, *backend, f.bench, progress));
+    if (f.json) {
+      results.push_back(model_json(result, peaks));
+      results.back()["batch"] = batch;
+      continue;
+    }
+    if (decode) {
+      std::printf("\ndecode  batch %lld, context %lld, %lld steps\n\n", static_cast<long long>(batch),
+                  static_cast<long long>(f.bench.context), static_cast<long long>(f.bench.tokens));
+    } else {
+      std::printf("prefill %lld tokens in chunks of %lld\n\n", static_cast<long long>(f.bench.tokens),
+                  static_cast<long long>(f.bench.chunk));
+    }
+    print_model(result, peaks, decode);
+    std::fflush(stdout);
+  }
   if (f.json) {
-    ordered_json j = {{"machine", machine_json(*backend, peaks)},
-                      {"mode", decode ? "decode" : "prefill"},
-                      {"model", what},
-                      {"layers", c.num_hidden_layers},
-                      {"experts", c.n_routed_experts},
-                      {"batch", f.bench.batch},
-                      {"context", f.bench.context},
-                      {"tokens", f.bench.tokens},
-                      {"chunk", f.bench.chunk},
-                      {"weight_bytes_owned", model->weights.bytes}};
-    j["result"] = model_json(result, peaks);
+    const ordered_json j = {{"machine", machine_json(*backend, peaks)},
+                            {"mode", decode ? "decode" : "prefill"},
+                            {"model", what},
+                            {"layers", c.num_hidden_layers},
+                            {"experts", c.n_routed_experts},
+                            {"context", f.bench.context},
+                            {"tokens", f.bench.tokens},
+                            {"chunk", f.bench.chunk},
+                            {"weight_bytes_owned", model->weights.bytes},
+                            {"results", results}};
     std::printf("%s\n", j.dump(1).c_str());
-    return {};
   }
-  print_machine(*backend, peaks);
-  std::printf("model   %s: %lld layers, %lld experts, %.2f GB packed\n", what.c_str(),
-              static_cast<long long>(c.num_hidden_layers),
-              static_cast<long long>(c.n_routed_experts),
-              static_cast<double>(model->weights.bytes) * 1e-9);
-  if (decode) {
-    std::printf("decode  batch %lld, context %lld, %lld steps\n\n",
-                static_cast<long long>(f.bench.batch), static_cast<long long>(f.bench.context),
-                static_cast<long long>(f.bench.tokens));
-  } else {
-    std::printf("prefill %lld tokens in chunks of %lld\n\n", static_cast<long long>(f.bench.tokens),
-                static_cast<long long>(f.bench.chunk));
-  }
-  print_model(result, peaks, decode);
   return {};
 }
 
@@ -327,7 +337,8 @@ void add_model(CLI::App& bench, bool decode, int& exit_code) {
     cmd->add_option("--tokens", f->bench.tokens, "Timed steps")
         ->check(CLI::Range(1, 1 << 16))
         ->capture_default_str();
-    cmd->add_option("--batch", f->bench.batch, "Sequences")
+    cmd->add_option("--batch", f->batches, "Sequences; several numbers are measured in turn")
+        ->delimiter(',')
         ->check(CLI::Range(1, 4096))
         ->capture_default_str();
     cmd->add_flag("--no-fill", f->no_fill,

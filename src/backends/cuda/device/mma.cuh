@@ -73,6 +73,12 @@ __device__ inline void wait_for_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
+// The same where the next kernel may read, before its own wait, what kernels before this one wrote.
+__device__ inline void wait_for_previous_first() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+}
+
 // Four E4M3 codes (k0, k2, k1, k3) as two pairs of FP16: value * 2^-8, subnormals included.
 __device__ inline void e4m3_to_f16(uint32_t w, uint32_t& k01, uint32_t& k23) {
   k01 = ((w << 8) & 0x80008000u) | ((w << 7) & 0x3f803f80u);

@@ -77,12 +77,25 @@ __device__ inline void hadamard(float* x, int n) {
   __syncwarp();
 }
 
+// Rows of a multiple of 4 values, aligned to 8 bytes.
 __device__ inline void load_row(const bf16* row, int n, float* x) {
-  for (int i = threadIdx.x % 32; i < n; i += 32) x[i] = to_float(row[i]);
+#pragma unroll 4
+  for (int i = threadIdx.x % 32 * 4; i < n; i += 128) {
+    const uint2 w = *reinterpret_cast<const uint2*>(row + i);
+    *reinterpret_cast<float4*>(x + i) = {bits_to_float(w.x << 16), bits_to_float(w.x & 0xffff0000u),
+                                         bits_to_float(w.y << 16), bits_to_float(w.y & 0xffff0000u)};
+  }
   __syncwarp();
 }
 __device__ inline void store_row(const float* x, int n, bf16* row) {
-  for (int i = threadIdx.x % 32; i < n; i += 32) row[i] = to_bf16(x[i]);
+#pragma unroll 4
+  for (int i = threadIdx.x % 32 * 4; i < n; i += 128) {
+    const float4 v = *reinterpret_cast<const float4*>(x + i);
+    const auto pair = [](float low, float high) {
+      return static_cast<uint32_t>(to_bf16(low).bits) | static_cast<uint32_t>(to_bf16(high).bits) << 16;
+    };
+    *reinterpret_cast<uint2*>(row + i) = {pair(v.x, v.y), pair(v.z, v.w)};
+  }
 }
 
 }  // namespace dsv4::cuda

@@ -162,11 +162,23 @@ __global__ void __launch_bounds__(kSelectThreads) select_kernel(const IndexSelec
       if (shift == 24 || key >> (shift + 8) == prefix) atomicAdd(&histogram[key >> shift & 255], 1);
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      int bin = 255, left = wanted;
-      while (histogram[bin] < left) left -= histogram[bin--];
-      prefix_shared = prefix << 8 | static_cast<uint32_t>(bin);
-      wanted_shared = left;
+    if (threadIdx.x < 32) {
+      // Lane l holds bins 255 - 8 l down to 248 - 8 l; the bin where the sum from above reaches `wanted`.
+      const int lane = threadIdx.x;
+      int mine = 0;
+      for (int i = 0; i < 8; ++i) mine += histogram[255 - 8 * lane - i];
+      int through = mine;
+      for (int o = 1; o < 32; o *= 2) {
+        const int other = __shfl_up_sync(~0u, through, o);
+        if (lane >= o) through += other;
+      }
+      int left = wanted - (through - mine);
+      if (left > 0 && through >= wanted) {
+        int bin = 255 - 8 * lane;
+        while (histogram[bin] < left) left -= histogram[bin--];
+        prefix_shared = prefix << 8 | static_cast<uint32_t>(bin);
+        wanted_shared = left;
+      }
     }
     __syncthreads();
     prefix = prefix_shared;

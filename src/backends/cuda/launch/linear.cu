@@ -13,6 +13,7 @@ namespace dsv4::cuda {
 namespace {
 
 constexpr int kWarps = 8;
+constexpr int kPrefetchBytes = 8 * 1024;   // of a warp's weights
 constexpr int kStagedBytes = 64 * 1024;  // quantised input that a block makes for itself
 
 struct Job {
@@ -54,7 +55,7 @@ __device__ void run_job(const Params& p, const Job& job, const Input<NT>& act8, 
 }
 
 template <int NT>
-__global__ void __launch_bounds__(kWarps * 32) linear_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kWarps * 32, NT <= 2 ? 2 : 1) linear_kernel(const __grid_constant__ Params p) {
   extern __shared__ uint4 shared[];
   int j = 0;
   while (j + 1 < p.n && static_cast<int>(blockIdx.x) >= p.jobs[j + 1].first_block) ++j;
@@ -64,10 +65,12 @@ __global__ void __launch_bounds__(kWarps * 32) linear_kernel(const __grid_consta
   const int blocks = (p.K + kBlockK - 1) / kBlockK, stride = blocks * kBlockK * 2;
   const int tiles_here = kWarps / job.split;
   const int first_tile = (blockIdx.x - job.first_block) * tiles_here;
-  // Weights do not depend on the kernels before: on their way while the last of those still run.
+  // Weights do not depend on the kernels before: the first are on their way while those still run. All
+  // blocks of a grid together ask for less than L2 holds.
   if (blockIdx.y == 0 && warp % job.split == 0 && lane == 0 && first_tile + warp / job.split < job.w.tiles()) {
-    const uint32_t bytes = static_cast<uint32_t>(job.w.blocks() * block_code_bytes(job.w.format));
-    prefetch_l2(job.w.codes + static_cast<int64_t>(first_tile + warp / job.split) * bytes, bytes);
+    const int64_t bytes = static_cast<int64_t>(job.w.blocks()) * block_code_bytes(job.w.format);
+    prefetch_l2(job.w.codes + (first_tile + warp / job.split) * bytes,
+                static_cast<uint32_t>(min(bytes, int64_t{kPrefetchBytes} * job.split)));
   }
   wait_for_previous();
 

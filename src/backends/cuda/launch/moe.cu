@@ -5,6 +5,8 @@
 //   down_kernel     w2, BF16 per expert
 //   combine_kernel  experts in ascending id, then the shared one
 // The shared expert is one more expert whose tokens are all rows.
+#include <cooperative_groups.h>
+
 #include <algorithm>
 
 #include "backends/cuda/device/multiply.cuh"
@@ -173,15 +175,15 @@ __device__ int pair_of(const Experts& p, const Task& task, int n) {
                          : p.plan.lists[static_cast<int64_t>(task.expert) * p.T + task.first + n];
 }
 
-// K in two shares: of two warps, or of one after the other where many tokens need its registers.
-constexpr int kUpRows = 128, kUpSplit = 2;
-constexpr int up_warps(int NT) { return NT <= 2 ? 16 : 8; }
+// 32 rows of w1 and w3 per block, K in four shares of a warp each. Four blocks make a cluster: their 128
+// values of h are one group of act8, whose largest value they find together.
+constexpr int kUpWarps = 8, kUpTiles = 2, kUpSplit = kUpWarps / kUpTiles, kUpRows = kUpTiles * kTileRows;
+constexpr int kUpCluster = kBlockK / kUpRows;
 
 template <Product P, int NT>
 __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const Matrix& w3, int I, float* shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-  constexpr int kWarps = up_warps(NT), kWarpsPerTile = kWarps * kTileRows / kUpRows;
-  const int local = warp / kWarpsPerTile, tile = blockIdx.x * (kUpRows / kTileRows) + local;
+  const int local = warp / kUpSplit, part = warp % kUpSplit, tile = blockIdx.x * kUpTiles + local;
   const int x_blocks = (p.D + kBlockK - 1) / kBlockK;
   const auto row_of = [&](int n) {
     const int pair = pair_of(p, task, n);
@@ -195,53 +197,67 @@ __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const M
       in.scale_row[n][i] = column < task.count ? static_cast<uint32_t>(row_of(column)) * x_blocks : 0;
     }
   }
-  // [tile][share][matrix][token][16 rows], then h [token][128].
-  constexpr int kTokens = NT * 8;
-  for (int part = warp % kWarpsPerTile; part < kUpSplit; part += kWarpsPerTile) {
-    float total[2][NT][4] = {};
-    if (tile < w1.tiles()) {
-      const Tile tiles[2] = {tile_of<P>(w1, tile), tile_of<P>(w3, tile)};
-      multiply<P, 2, NT>(tiles, x_blocks, part, kUpSplit, in, total);
-    }
-    for (int m = 0; m < 2; ++m) {
-      float* mine = shared + ((local * kUpSplit + part) * 2 + m) * kTokens * kTileRows;
-      for (int n = 0; n < NT; ++n) {
-        for (int i = 0; i < 4; ++i) mine[(n * 8 + 2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[m][n][i];
-      }
+  float total[2][NT][4] = {};
+  if (tile < w1.tiles()) {
+    const Tile tiles[2] = {tile_of<P>(w1, tile), tile_of<P>(w3, tile)};
+    multiply<P, 2, NT>(tiles, x_blocks, part, kUpSplit, in, total);
+  }
+  // [matrix][tile][share][token][16 rows]; then h [token][32 rows], the largest of each token.
+  constexpr int kTokens = NT * 8, kShare = kTokens * kTileRows;
+  for (int m = 0; m < 2; ++m) {
+    float* mine = shared + ((m * kUpTiles + local) * kUpSplit + part) * kShare;
+    for (int n = 0; n < NT; ++n) {
+      for (int i = 0; i < 4; ++i) mine[(n * 8 + 2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[m][n][i];
     }
   }
+  float* h = shared + 2 * kUpTiles * kUpSplit * kShare;
+  float* largest = h + kTokens * kUpRows;
   __syncthreads();
-  // A warp per token: 128 values of h are one group of act8.
-  for (int n = warp; n < task.count; n += kWarps) {
+  for (int n = warp; n < task.count; n += kUpWarps) {
     const int pair = pair_of(p, task, n);
     const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
-    float h[4];
-    for (int i = 0; i < 4; ++i) {
-      const int r = lane * 4 + i, w = r / kTileRows * 2;
-      const auto sum = [&](int m) {
-        const float* s = shared + (w * 2 + m) * kTokens * kTileRows + n * kTileRows + r % kTileRows;
-        return s[0] + s[2 * kTokens * kTileRows];
-      };
-      float a = round_bf16(sum(0) * w1.global_scale), u = round_bf16(sum(1) * w3.global_scale);
-      // Comparisons as the definition has them: a NaN passes.
-      a = a > p.limit ? p.limit : a;
-      u = u > p.limit ? p.limit : u < -p.limit ? -p.limit : u;
-      const float silu = a / (1.0f + expf(-a));
-      h[i] = blockIdx.x * kUpRows + r < I ? round_bf16(silu * u * weight) : 0.0f;
-    }
-    const float scale = quantise_group(h, p.h + static_cast<int64_t>(pair) * p.h_stride + blockIdx.x * kUpRows);
-    if (lane == 0) p.h_scales[static_cast<int64_t>(pair) * (p.h_stride / kBlockK) + blockIdx.x] = scale;
+    const auto sum = [&](int m) {
+      const float* s = shared + (m * kUpTiles + lane / kTileRows) * kUpSplit * kShare + n * kTileRows + lane % kTileRows;
+      float v = 0.0f;
+      for (int w = 0; w < kUpSplit; ++w) v += s[w * kShare];
+      return v;
+    };
+    float a = round_bf16(sum(0) * w1.global_scale), u = round_bf16(sum(1) * w3.global_scale);
+    // Comparisons as the definition has them: a NaN passes.
+    a = a > p.limit ? p.limit : a;
+    u = u > p.limit ? p.limit : u < -p.limit ? -p.limit : u;
+    const float silu = a / (1.0f + expf(-a));
+    const float v = static_cast<int>(blockIdx.x) * kUpRows + lane < I ? round_bf16(silu * u * weight) : 0.0f;
+    h[n * kUpRows + lane] = v;
+    const float size = abs_bits(v), top = warp_max(size == size ? size : 0.0f);
+    if (lane == 0) largest[n] = top;
   }
+  const auto cluster = cooperative_groups::this_cluster();
+  cluster.sync();
+  const int rank = static_cast<int>(cluster.block_rank()), group = blockIdx.x / kUpCluster;
+  for (int n = warp; n < task.count; n += kUpWarps) {
+    const int pair = pair_of(p, task, n);
+    float amax = 0.0f;
+    for (int r = 0; r < kUpCluster; ++r) amax = fmaxf(amax, cluster.map_shared_rank(largest, r)[n]);
+    const uint8_t b = act8_scale_byte(amax);
+    const float code = e4m3_to_float(float_to_e4m3(h[n * kUpRows + lane] * ue8m0_inverse(b)));
+    uint16_t* out = p.h + static_cast<int64_t>(pair) * p.h_stride + group * kBlockK;
+    out[quantised_at(rank * kUpRows + lane / 4 * 4) + lane % 4] = __half_as_ushort(__float2half_rn(code));
+    if (rank == 0 && lane == 0) p.h_scales[static_cast<int64_t>(pair) * (p.h_stride / kBlockK) + group] = ue8m0_to_float(b);
+  }
+  cluster.sync();  // others may still read `largest`
 }
 
 template <Product P, int NT>
-__global__ void __launch_bounds__(up_warps(NT) * 32, 1) up_kernel(const __grid_constant__ Experts p) {
-  wait_for_previous();
+__global__ void __cluster_dims__(kUpCluster, 1, 1) __launch_bounds__(kUpWarps * 32, NT <= 2 ? 2 : 1)
+    up_kernel(const __grid_constant__ Experts p) {
+  // The next kernel comes when all blocks are past this: what made the plan is done then.
+  wait_for_previous_first();
   extern __shared__ float shared[];
   if (static_cast<int>(blockIdx.y) >= *p.plan.task_count) return;
   const Task task = p.plan.tasks[blockIdx.y];
   const int I = task.expert < 0 ? p.shared_I : p.I;
-  if (static_cast<int>(blockIdx.x) * kUpRows >= I) return;
+  if (static_cast<int>(blockIdx.x) / kUpCluster * kBlockK >= I) return;
   if (task.expert < 0) up<Product::kFp8, NT>(p, task, p.shared_w1, p.shared_w3, I, shared);
   else up<P, NT>(p, task, at(p.w1, task.expert), at(p.w3, task.expert), I, shared);
 }
@@ -285,12 +301,27 @@ __device__ void down(const Experts& p, const Task& task, const Matrix& w2, float
   }
 }
 
+// The tile of w2 that this warp shares, on its way into L2.
+__device__ void prefetch_down(const Matrix& w2) {
+  const int warp = threadIdx.x / 32, tile = blockIdx.x * kDownTiles + warp / kDownSplit;
+  if (warp % kDownSplit != 0 || threadIdx.x % 32 != 0 || tile >= w2.tiles()) return;
+  const int64_t bytes = static_cast<int64_t>(w2.blocks()) * block_code_bytes(w2.format);
+  prefetch_l2(w2.codes + tile * bytes, static_cast<uint32_t>(bytes));
+}
+
 template <Product P, int NT>
-__global__ void __launch_bounds__(kDownWarps * 32) down_kernel(const __grid_constant__ Experts p) {
-  wait_for_previous();
+__global__ void __launch_bounds__(kDownWarps * 32, NT <= 2 ? 2 : 1) down_kernel(const __grid_constant__ Experts p) {
   extern __shared__ float shared[];
-  if (static_cast<int>(blockIdx.y) >= *p.plan.task_count) return;
-  const Task task = p.plan.tasks[blockIdx.y];
+  // The plan is older than the kernel before this one, and read past L1: weights can be asked for now.
+  const bool idle = static_cast<int>(blockIdx.y) >= __ldcg(p.plan.task_count);
+  Task task{};
+  if (!idle) {
+    const int4 raw = __ldcg(reinterpret_cast<const int4*>(p.plan.tasks + blockIdx.y));
+    task = {raw.x, raw.y, raw.z, raw.w};
+    prefetch_down(task.expert < 0 ? p.shared_w2 : at(p.w2, task.expert));
+  }
+  wait_for_previous();
+  if (idle) return;
   if (task.expert < 0) down<Product::kFp8, NT>(p, task, p.shared_w2, shared);
   else down<P, NT>(p, task, at(p.w2, task.expert), shared);
 }
@@ -319,10 +350,10 @@ __global__ void combine_kernel(const bf16* out, const int32_t* ids, int T, int D
 
 template <Product P, int NT>
 Status launch_experts(OpContext& ctx, const Experts& p, unsigned tasks) {
-  const unsigned up_blocks = static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kUpRows));
-  constexpr int kUpBytes = kUpRows * kUpSplit * 2 * NT * 8 * 4, kDownBytes = kDownWarps * NT * 8 * kTileRows * 4;
+  const unsigned up_blocks = static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kBlockK) * kUpCluster);
+  constexpr int kUpBytes = (kUpRows * kUpSplit * 2 + kUpRows + 1) * NT * 8 * 4, kDownBytes = kDownWarps * NT * 8 * kTileRows * 4;
   DSV4_TRY(allow_shared(up_kernel<P, NT>, kUpBytes));
-  DSV4_TRY(enqueue(ctx, "up_kernel", up_kernel<P, NT>, dim3(up_blocks, tasks), up_warps(NT) * 32, kUpBytes, p));
+  DSV4_TRY(enqueue(ctx, "up_kernel", up_kernel<P, NT>, dim3(up_blocks, tasks), kUpWarps * 32, kUpBytes, p));
   const unsigned down_blocks = static_cast<unsigned>(ceil_div(p.D, kDownTiles * kTileRows));
   DSV4_TRY(allow_shared(down_kernel<P, NT>, kDownBytes));
   return enqueue(ctx, "down_kernel", down_kernel<P, NT>, dim3(down_blocks, tasks), kDownWarps * 32, kDownBytes, p);

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kTokens = 8;    // that share one reading of fn, where there are as many
+constexpr int kMixThreads = 512, kAhead = 4;  // kAhead pairs of each stream per thread in flight
 constexpr int kSlice = 512;   // of hc * D, one block each
 
 // Sum over the block, the same in every thread; `shared` holds one float per warp.
@@ -107,18 +108,35 @@ struct Mix {
 };
 
 // One block per token: weights from the projections, Sinkhorn in one warp, the mix, its norm.
-__global__ void __launch_bounds__(512) mix_kernel(const Mix p) {
+__global__ void __launch_bounds__(kMixThreads) mix_kernel(const Mix p) {
   wait_for_previous();
-  __shared__ float z[32], pre[8], sums[16];
+  __shared__ float z[32], pre[8], sums[16], shares[16][32];
   extern __shared__ float2 mixed[];
   const int64_t t = blockIdx.x;
-  const int hc = p.hc, lane = threadIdx.x;
-  if (threadIdx.x < 32) {
-    float sum = 0.0f;
-    if (lane <= p.mix) {
-#pragma unroll 8
-      for (int s = 0; s < p.slices; ++s) sum += p.partial[(t * p.slices + s) * (p.mix + 1) + lane];
+  const int hc = p.hc, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // The streams' first pairs are on their way while the weights are made.
+  const int pairs = p.D / 2;
+  const int64_t row = p.rows ? p.rows[t] : t;
+  const uint32_t* streams = reinterpret_cast<const uint32_t*>(p.streams) + row * hc * pairs;
+  uint32_t ahead[kAhead][4];
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int i = threadIdx.x + k * kMixThreads;
+      ahead[k][j] = j < hc && i < pairs ? streams[j * pairs + i] : 0;
     }
+  }
+  float share = 0.0f;
+  if (lane <= p.mix) {
+    for (int s = warp; s < p.slices; s += kMixThreads / 32) share += p.partial[(t * p.slices + s) * (p.mix + 1) + lane];
+  }
+  shares[warp][lane] = share;
+  __syncthreads();
+  if (warp == 0) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kMixThreads / 32; ++w) sum += shares[w][lane];
     const float squares = __shfl_sync(~0u, sum, p.mix);
     const float r = 1.0f / sqrtf(squares / static_cast<float>(hc * p.D) + p.norm_eps);
     z[lane] = sum * r;
@@ -144,33 +162,43 @@ __global__ void __launch_bounds__(512) mix_kernel(const Mix p) {
       c = expf(c - top);
       c = c / over_row(c) + p.hc_eps;
       c /= over_column(c) + p.hc_eps;
+      // Within 2 ulp a step: what an iteration errs, the next one normalises again.
       for (int i = 1; i < p.iters; ++i) {
-        c /= over_row(c) + p.hc_eps;
-        c /= over_column(c) + p.hc_eps;
+        c = __fdividef(c, over_row(c) + p.hc_eps);
+        c = __fdividef(c, over_column(c) + p.hc_eps);
       }
       if (lane < hc * hc) p.comb[t * hc * hc + lane] = c;
     }
   }
   __syncthreads();
-  const int pairs = p.D / 2;
-  const int64_t row = p.rows ? p.rows[t] : t;
-  const uint32_t* streams = reinterpret_cast<const uint32_t*>(p.streams) + row * hc * pairs;
   uint32_t* out = reinterpret_cast<uint32_t*>(p.x) + t * pairs;
   float squares = 0.0f;
-  for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
+  const auto mix = [&](int i, const uint32_t (&x)[4]) {
     float2 sum = {0.0f, 0.0f};
-    for (int j = 0; j < hc; ++j) {
-      const float2 v = unpack2(streams[j * pairs + i]);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (j >= hc) break;
+      const float2 v = unpack2(x[j]);
       sum.x += pre[j] * v.x;
       sum.y += pre[j] * v.y;
     }
     const uint32_t rounded = pack2(sum.x, sum.y);
     if (!p.norm) {
       out[i] = rounded;
-      continue;
+      return;
     }
     mixed[i] = unpack2(rounded);
     squares = __fmaf_rn(mixed[i].x, mixed[i].x, __fmaf_rn(mixed[i].y, mixed[i].y, squares));
+  };
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) {
+    const int i = threadIdx.x + k * kMixThreads;
+    if (i < pairs) mix(i, ahead[k]);
+  }
+  for (int i = threadIdx.x + kAhead * kMixThreads; i < pairs; i += kMixThreads) {
+    uint32_t x[4] = {};
+    for (int j = 0; j < hc; ++j) x[j] = streams[j * pairs + i];
+    mix(i, x);
   }
   if (!p.norm) return;
   const float r = 1.0f / sqrtf(block_sum(squares, sums) / static_cast<float>(p.D) + p.norm_eps);
@@ -252,7 +280,7 @@ Status run_mix(OpContext& ctx, Mix p, const float* fn, int64_t T) {
   DSV4_TRY(enqueue(ctx, "project_kernel", tokens == 1 ? project_kernel<1> : project_kernel<kTokens>, grid, kThreads, 0, p.streams, p.rows, fn, static_cast<int>(T), n, p.mix, partial));
   const int bytes = p.norm ? p.D * static_cast<int>(sizeof(float)) : 0;
   DSV4_TRY(allow_shared(mix_kernel, bytes));
-  return enqueue(ctx, "mix_kernel", mix_kernel, static_cast<unsigned>(T), 512, static_cast<size_t>(bytes), p);
+  return enqueue(ctx, "mix_kernel", mix_kernel, static_cast<unsigned>(T), kMixThreads, static_cast<size_t>(bytes), p);
 }
 
 Status run_pre(OpContext& ctx, const HcPreArgs& a, const bf16* norm) {
