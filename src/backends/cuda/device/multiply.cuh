@@ -145,7 +145,7 @@ __device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, 
   // FP16 pairs stand for value * 2^-8 (E4M3) or 2^-14 (E2M1).
   constexpr float kOffset = P == Product::kFp8 ? 0x1p8f : is_fp4(P) ? 0x1p14f : 1.0f;
   // Blocks in flight per warp: as many as registers allow; the fewer tokens, the more.
-  constexpr int kDepth = NT > 2 ? 1 : is_fp4(P) ? (NT == 1 ? (MA == 1 ? 4 : 2) : (MA == 1 ? 2 : 1)) : MA == 1 && NT == 1 ? 2 : 1;
+  constexpr int kDepth = NT > 2 || P == Product::kBf16 ? 1 : is_fp4(P) ? (NT == 1 ? (MA == 1 ? 4 : 2) : (MA == 1 ? 2 : 1)) : MA == 1 && NT == 1 ? 2 : 1;
   Block<P> ahead[kDepth][MA];
 #pragma unroll
   for (int i = 0; i < kDepth; ++i) {

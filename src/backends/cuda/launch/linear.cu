@@ -55,7 +55,7 @@ __device__ void run_job(const Params& p, const Job& job, const Input<NT>& act8, 
 }
 
 template <int NT>
-__global__ void __launch_bounds__(kWarps * 32, NT <= 2 ? 2 : 1) linear_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) linear_kernel(const __grid_constant__ Params p) {
   extern __shared__ uint4 shared[];
   int j = 0;
   while (j + 1 < p.n && static_cast<int>(blockIdx.x) >= p.jobs[j + 1].first_block) ++j;

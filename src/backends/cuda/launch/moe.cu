@@ -5,8 +5,6 @@
 //   down_kernel     w2, BF16 per expert
 //   combine_kernel  experts in ascending id, then the shared one
 // The shared expert is one more expert whose tokens are all rows.
-#include <cooperative_groups.h>
-
 #include <algorithm>
 
 #include "backends/cuda/device/multiply.cuh"
@@ -159,6 +157,7 @@ struct Experts {
   bf16* out;              // [T * k + T, D]
   float limit;
   int32_t T, D, I, shared_I, k, h_stride;  // h_stride: elements
+  bool x_staged, h_staged;                 // inputs of a task through shared memory
 };
 
 __device__ Matrix at(const MatrixStack& s, int expert) {
@@ -175,142 +174,148 @@ __device__ int pair_of(const Experts& p, const Task& task, int n) {
                          : p.plan.lists[static_cast<int64_t>(task.expert) * p.T + task.first + n];
 }
 
-// 32 rows of w1 and w3 per block, K in four shares of a warp each. Four blocks make a cluster: their 128
-// values of h are one group of act8, whose largest value they find together.
-constexpr int kUpWarps = 8, kUpTiles = 2, kUpSplit = kUpWarps / kUpTiles, kUpRows = kUpTiles * kTileRows;
-constexpr int kUpCluster = kBlockK / kUpRows;
+// 128 rows of w1 and w3 per block, a warp per tile: 128 values of h are one group of act8. K in two shares,
+// one after the other.
+constexpr int kWarps = 8, kSplit = 2, kRows = kWarps * kTileRows;
+static_assert(kRows == kBlockK);
+template <int NT>
+constexpr int kSumBytes = kRows * kSplit * NT * 8 * 4;  // shares of one matrix
+// Of each tile, asked for as soon as the task is known; all blocks of a grid together stay within L2.
+constexpr int64_t kPrefetchBytes = 8 * 1024;
+
+__device__ void prefetch_tile(const Matrix& m, int tile) {
+  const int64_t bytes = static_cast<int64_t>(m.blocks()) * block_code_bytes(m.format);
+  if (threadIdx.x % 32 == 0 && tile < m.tiles()) {
+    prefetch_l2(m.codes + tile * bytes, static_cast<uint32_t>(min(bytes, kPrefetchBytes)));
+  }
+}
+
+// The input of a task's tokens, row_of(n) of `codes` and `scales`: copied to shared memory at `staged` where
+// that is not nullptr, since every warp reads all of it and would wait for L2 at every block.
+template <int NT, class RowOf>
+__device__ Input<NT> task_input(const uint16_t* codes, const float* scales, int blocks, int count, char* staged,
+                                const RowOf& row_of) {
+  const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+  const uint32_t row_bytes = static_cast<uint32_t>(blocks) * kBlockK * 2;
+  Input<NT> in{.x = reinterpret_cast<const char*>(codes), .scales = scales};
+  uint32_t stride = row_bytes;
+  if (staged) {
+    stride = row_bytes + 64;  // rows meet different banks
+    float* own_scales = reinterpret_cast<float*>(staged + count * stride);
+    for (int n = 0; n < count; ++n) {
+      const int64_t row = row_of(n);
+      for (uint32_t i = threadIdx.x * 16; i < row_bytes; i += kWarps * 32 * 16) {
+        copy_async_16(staged + n * stride + i, in.x + row * row_bytes + i);
+      }
+      for (int i = threadIdx.x; i < blocks; i += kWarps * 32) own_scales[n * blocks + i] = scales[row * blocks + i];
+    }
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+    in.x = staged;
+    in.scales = own_scales;
+  }
+  for (int n = 0; n < NT; ++n) {
+    const int token = n * 8 + g;
+    in.row[n] = kAbsent;
+    if (token < count) in.row[n] = static_cast<uint32_t>(staged ? token : row_of(token)) * stride;
+    for (int i = 0; i < 2; ++i) {
+      const int column = n * 8 + 2 * c + i;
+      in.scale_row[n][i] = column < count ? static_cast<uint32_t>(staged ? column : row_of(column)) * blocks : 0;
+    }
+  }
+  return in;
+}
+
+constexpr int staged_bytes(int tokens, int blocks) { return tokens * (blocks * (kBlockK * 2 + 4) + 64); }
+
+// The shares of one tile by one warp into `sums` [share][token][16 rows].
+template <Product P, int NT, int MA>
+__device__ void multiply_shares(const Tile (&tiles)[MA], bool inside, int blocks, const Input<NT>& in, float* sums) {
+  const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+  for (int part = 0; part < kSplit; ++part) {
+    float total[MA][NT][4] = {};
+    if (inside) multiply<P, MA, NT>(tiles, blocks, part, kSplit, in, total);
+    for (int m = 0; m < MA; ++m) {
+      float* mine = sums + (m * kSplit + part) * NT * 8 * kTileRows;
+      for (int n = 0; n < NT; ++n) {
+        for (int i = 0; i < 4; ++i) mine[(n * 8 + 2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[m][n][i];
+      }
+    }
+  }
+}
 
 template <Product P, int NT>
 __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const Matrix& w3, int I, float* shared) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-  const int local = warp / kUpSplit, part = warp % kUpSplit, tile = blockIdx.x * kUpTiles + local;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = blockIdx.x * kWarps + warp;
+  prefetch_tile(w1, tile);
+  prefetch_tile(w3, tile);
   const int x_blocks = (p.D + kBlockK - 1) / kBlockK;
   const auto row_of = [&](int n) {
     const int pair = pair_of(p, task, n);
     return task.expert < 0 ? pair - p.T * p.k : pair / p.k;
   };
-  Input<NT> in{.x = reinterpret_cast<const char*>(p.x), .scales = p.x_scales};
-  for (int n = 0; n < NT; ++n) {
-    in.row[n] = n * 8 + g < task.count ? static_cast<uint32_t>(row_of(n * 8 + g)) * (x_blocks * kBlockK * 2) : kAbsent;
-    for (int i = 0; i < 2; ++i) {
-      const int column = n * 8 + 2 * c + i;
-      in.scale_row[n][i] = column < task.count ? static_cast<uint32_t>(row_of(column)) * x_blocks : 0;
-    }
-  }
-  float total[2][NT][4] = {};
-  if (tile < w1.tiles()) {
-    const Tile tiles[2] = {tile_of<P>(w1, tile), tile_of<P>(w3, tile)};
-    multiply<P, 2, NT>(tiles, x_blocks, part, kUpSplit, in, total);
-  }
-  // [matrix][tile][share][token][16 rows]; then h [token][32 rows], the largest of each token.
-  constexpr int kTokens = NT * 8, kShare = kTokens * kTileRows;
-  for (int m = 0; m < 2; ++m) {
-    float* mine = shared + ((m * kUpTiles + local) * kUpSplit + part) * kShare;
-    for (int n = 0; n < NT; ++n) {
-      for (int i = 0; i < 4; ++i) mine[(n * 8 + 2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[m][n][i];
-    }
-  }
-  float* h = shared + 2 * kUpTiles * kUpSplit * kShare;
-  float* largest = h + kTokens * kUpRows;
+  char* staged = p.x_staged ? reinterpret_cast<char*>(shared) + 2 * kSumBytes<NT> : nullptr;
+  const Input<NT> in = task_input<NT>(p.x, p.x_scales, x_blocks, task.count, staged, row_of);
+  constexpr int kShare = NT * 8 * kTileRows;  // of shared: [tile][matrix][share][token][16 rows]
+  const Tile tiles[2] = {tile_of<P>(w1, tile), tile_of<P>(w3, tile)};
+  multiply_shares<P, NT, 2>(tiles, tile < w1.tiles(), x_blocks, in, shared + warp * 2 * kSplit * kShare);
   __syncthreads();
-  for (int n = warp; n < task.count; n += kUpWarps) {
+  // A warp per token.
+  for (int n = warp; n < task.count; n += kWarps) {
     const int pair = pair_of(p, task, n);
     const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
-    const auto sum = [&](int m) {
-      const float* s = shared + (m * kUpTiles + lane / kTileRows) * kUpSplit * kShare + n * kTileRows + lane % kTileRows;
-      float v = 0.0f;
-      for (int w = 0; w < kUpSplit; ++w) v += s[w * kShare];
-      return v;
-    };
-    float a = round_bf16(sum(0) * w1.global_scale), u = round_bf16(sum(1) * w3.global_scale);
-    // Comparisons as the definition has them: a NaN passes.
-    a = a > p.limit ? p.limit : a;
-    u = u > p.limit ? p.limit : u < -p.limit ? -p.limit : u;
-    const float silu = a / (1.0f + expf(-a));
-    const float v = static_cast<int>(blockIdx.x) * kUpRows + lane < I ? round_bf16(silu * u * weight) : 0.0f;
-    h[n * kUpRows + lane] = v;
-    const float size = abs_bits(v), top = warp_max(size == size ? size : 0.0f);
-    if (lane == 0) largest[n] = top;
+    float h[4];
+    for (int i = 0; i < 4; ++i) {
+      const int r = lane * 4 + i;
+      const auto sum = [&](int m) {
+        const float* s = shared + (r / kTileRows * 2 + m) * kSplit * kShare + n * kTileRows + r % kTileRows;
+        return s[0] + s[kShare];
+      };
+      float a = round_bf16(sum(0) * w1.global_scale), u = round_bf16(sum(1) * w3.global_scale);
+      // Comparisons as the definition has them: a NaN passes.
+      a = a > p.limit ? p.limit : a;
+      u = u > p.limit ? p.limit : u < -p.limit ? -p.limit : u;
+      const float silu = a / (1.0f + expf(-a));
+      h[i] = static_cast<int>(blockIdx.x) * kRows + r < I ? round_bf16(silu * u * weight) : 0.0f;
+    }
+    const float scale = quantise_group(h, p.h + static_cast<int64_t>(pair) * p.h_stride + blockIdx.x * kRows);
+    if (lane == 0) p.h_scales[static_cast<int64_t>(pair) * (p.h_stride / kBlockK) + blockIdx.x] = scale;
   }
-  const auto cluster = cooperative_groups::this_cluster();
-  cluster.sync();
-  const int rank = static_cast<int>(cluster.block_rank()), group = blockIdx.x / kUpCluster;
-  for (int n = warp; n < task.count; n += kUpWarps) {
-    const int pair = pair_of(p, task, n);
-    float amax = 0.0f;
-    for (int r = 0; r < kUpCluster; ++r) amax = fmaxf(amax, cluster.map_shared_rank(largest, r)[n]);
-    const uint8_t b = act8_scale_byte(amax);
-    const float code = e4m3_to_float(float_to_e4m3(h[n * kUpRows + lane] * ue8m0_inverse(b)));
-    uint16_t* out = p.h + static_cast<int64_t>(pair) * p.h_stride + group * kBlockK;
-    out[quantised_at(rank * kUpRows + lane / 4 * 4) + lane % 4] = __half_as_ushort(__float2half_rn(code));
-    if (rank == 0 && lane == 0) p.h_scales[static_cast<int64_t>(pair) * (p.h_stride / kBlockK) + group] = ue8m0_to_float(b);
-  }
-  cluster.sync();  // others may still read `largest`
 }
 
 template <Product P, int NT>
-__global__ void __cluster_dims__(kUpCluster, 1, 1) __launch_bounds__(kUpWarps * 32, NT <= 2 ? 2 : 1)
-    up_kernel(const __grid_constant__ Experts p) {
+__global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) up_kernel(const __grid_constant__ Experts p) {
   // The next kernel comes when all blocks are past this: what made the plan is done then.
   wait_for_previous_first();
   extern __shared__ float shared[];
   if (static_cast<int>(blockIdx.y) >= *p.plan.task_count) return;
   const Task task = p.plan.tasks[blockIdx.y];
   const int I = task.expert < 0 ? p.shared_I : p.I;
-  if (static_cast<int>(blockIdx.x) / kUpCluster * kBlockK >= I) return;
+  if (static_cast<int>(blockIdx.x) * kRows >= I) return;
   if (task.expert < 0) up<Product::kFp8, NT>(p, task, p.shared_w1, p.shared_w3, I, shared);
   else up<P, NT>(p, task, at(p.w1, task.expert), at(p.w3, task.expert), I, shared);
 }
 
-constexpr int kDownWarps = 8, kDownSplit = 2, kDownTiles = kDownWarps / kDownSplit;
-
 template <Product P, int NT>
 __device__ void down(const Experts& p, const Task& task, const Matrix& w2, float* shared) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-  const int tile = blockIdx.x * kDownTiles + warp / kDownSplit, part = warp % kDownSplit;
-  const int h_blocks = p.h_stride / kBlockK;
-  float total[1][NT][4] = {};
-  if (tile < w2.tiles()) {
-    Input<NT> in{.x = reinterpret_cast<const char*>(p.h), .scales = p.h_scales};
-    for (int n = 0; n < NT; ++n) {
-      in.row[n] = kAbsent;
-      if (n * 8 + g < task.count) in.row[n] = static_cast<uint32_t>(pair_of(p, task, n * 8 + g)) * (p.h_stride * 2);
-      for (int i = 0; i < 2; ++i) {
-        const int column = n * 8 + 2 * c + i;
-        in.scale_row[n][i] = column < task.count ? static_cast<uint32_t>(pair_of(p, task, column)) * h_blocks : 0;
-      }
-    }
-    const Tile tiles[1] = {tile_of<P>(w2, tile)};
-    multiply<P, 1, NT>(tiles, w2.blocks(), part, kDownSplit, in, total);
-  }
-  constexpr int kTokens = NT * 8;
-  float* mine = shared + warp * kTokens * kTileRows;
-  for (int n = 0; n < NT; ++n) {
-    for (int i = 0; i < 4; ++i) mine[(n * 8 + 2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[0][n][i];
-  }
+  const int warp = threadIdx.x / 32, tile = blockIdx.x * kWarps + warp, h_blocks = p.h_stride / kBlockK;
+  char* staged = p.h_staged ? reinterpret_cast<char*>(shared) + kSumBytes<NT> : nullptr;
+  const Input<NT> in = task_input<NT>(p.h, p.h_scales, h_blocks, task.count, staged, [&](int n) { return pair_of(p, task, n); });
+  constexpr int kShare = NT * 8 * kTileRows;  // of shared: [tile][share][token][16 rows]
+  const Tile tiles[1] = {tile_of<P>(w2, tile)};
+  multiply_shares<P, NT, 1>(tiles, tile < w2.tiles(), w2.blocks(), in, shared + warp * kSplit * kShare);
   __syncthreads();
-  for (int i = threadIdx.x; i < kDownTiles * kTileRows * task.count; i += kDownWarps * 32) {
-    const int r = i % (kDownTiles * kTileRows), n = i / (kDownTiles * kTileRows);
-    const int row = blockIdx.x * kDownTiles * kTileRows + r;
+  for (int i = threadIdx.x; i < kRows * task.count; i += kWarps * 32) {
+    const int r = i % kRows, n = i / kRows, row = blockIdx.x * kRows + r;
     if (row >= p.D) continue;
-    float sum = 0.0f;
-    for (int w = 0; w < kDownSplit; ++w) {
-      sum += shared[((r / kTileRows * kDownSplit + w) * kTokens + n) * kTileRows + r % kTileRows];
-    }
-    p.out[static_cast<int64_t>(pair_of(p, task, n)) * p.D + row] = to_bf16(sum * w2.global_scale);
+    const float* s = shared + r / kTileRows * kSplit * kShare + n * kTileRows + r % kTileRows;
+    p.out[static_cast<int64_t>(pair_of(p, task, n)) * p.D + row] = to_bf16((s[0] + s[kShare]) * w2.global_scale);
   }
-}
-
-// The tile of w2 that this warp shares, on its way into L2.
-__device__ void prefetch_down(const Matrix& w2) {
-  const int warp = threadIdx.x / 32, tile = blockIdx.x * kDownTiles + warp / kDownSplit;
-  if (warp % kDownSplit != 0 || threadIdx.x % 32 != 0 || tile >= w2.tiles()) return;
-  const int64_t bytes = static_cast<int64_t>(w2.blocks()) * block_code_bytes(w2.format);
-  prefetch_l2(w2.codes + tile * bytes, static_cast<uint32_t>(bytes));
 }
 
 template <Product P, int NT>
-__global__ void __launch_bounds__(kDownWarps * 32, NT <= 2 ? 2 : 1) down_kernel(const __grid_constant__ Experts p) {
+__global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) down_kernel(const __grid_constant__ Experts p) {
   extern __shared__ float shared[];
   // The plan is older than the kernel before this one, and read past L1: weights can be asked for now.
   const bool idle = static_cast<int>(blockIdx.y) >= __ldcg(p.plan.task_count);
@@ -318,7 +323,7 @@ __global__ void __launch_bounds__(kDownWarps * 32, NT <= 2 ? 2 : 1) down_kernel(
   if (!idle) {
     const int4 raw = __ldcg(reinterpret_cast<const int4*>(p.plan.tasks + blockIdx.y));
     task = {raw.x, raw.y, raw.z, raw.w};
-    prefetch_down(task.expert < 0 ? p.shared_w2 : at(p.w2, task.expert));
+    prefetch_tile(task.expert < 0 ? p.shared_w2 : at(p.w2, task.expert), blockIdx.x * kWarps + threadIdx.x / 32);
   }
   wait_for_previous();
   if (idle) return;
@@ -349,14 +354,22 @@ __global__ void combine_kernel(const bf16* out, const int32_t* ids, int T, int D
 }
 
 template <Product P, int NT>
-Status launch_experts(OpContext& ctx, const Experts& p, unsigned tasks) {
-  const unsigned up_blocks = static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kBlockK) * kUpCluster);
-  constexpr int kUpBytes = (kUpRows * kUpSplit * 2 + kUpRows + 1) * NT * 8 * 4, kDownBytes = kDownWarps * NT * 8 * kTileRows * 4;
-  DSV4_TRY(allow_shared(up_kernel<P, NT>, kUpBytes));
-  DSV4_TRY(enqueue(ctx, "up_kernel", up_kernel<P, NT>, dim3(up_blocks, tasks), kUpWarps * 32, kUpBytes, p));
-  const unsigned down_blocks = static_cast<unsigned>(ceil_div(p.D, kDownTiles * kTileRows));
-  DSV4_TRY(allow_shared(down_kernel<P, NT>, kDownBytes));
-  return enqueue(ctx, "down_kernel", down_kernel<P, NT>, dim3(down_blocks, tasks), kDownWarps * 32, kDownBytes, p);
+Status launch_experts(OpContext& ctx, Experts p, unsigned tasks) {
+  // Two blocks share a processor where the registers allow it.
+  constexpr int kMost = NT == 1 ? kMaxSharedBytes / 2 : kMaxSharedBytes;
+  const auto plan_shared = [](int sums, int blocks, bool& staged) {
+    const int input = staged_bytes(NT * 8, blocks);
+    staged = sums + input <= kMost;
+    return sums + (staged ? input : 0);
+  };
+  const int up_bytes = plan_shared(2 * kSumBytes<NT>, ceil_div(p.D, kBlockK), p.x_staged);
+  const int down_bytes = plan_shared(kSumBytes<NT>, p.h_stride / kBlockK, p.h_staged);
+  const unsigned up_blocks = static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kRows));
+  DSV4_TRY(allow_shared(up_kernel<P, NT>, up_bytes));
+  DSV4_TRY(enqueue(ctx, "up_kernel", up_kernel<P, NT>, dim3(up_blocks, tasks), kWarps * 32, static_cast<size_t>(up_bytes), p));
+  const unsigned down_blocks = static_cast<unsigned>(ceil_div(p.D, kRows));
+  DSV4_TRY(allow_shared(down_kernel<P, NT>, down_bytes));
+  return enqueue(ctx, "down_kernel", down_kernel<P, NT>, dim3(down_blocks, tasks), kWarps * 32, static_cast<size_t>(down_bytes), p);
 }
 
 template <Product P>

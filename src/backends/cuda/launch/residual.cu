@@ -13,14 +13,14 @@ constexpr int kTokens = 8;    // that share one reading of fn, where there are a
 constexpr int kMixThreads = 512, kAhead = 4;  // kAhead pairs of each stream per thread in flight
 constexpr int kSlice = 512;   // of hc * D, one block each
 
-// Sum over the block, the same in every thread; `shared` holds one float per warp.
+// Sum over the first N threads of the block, the same in each; `shared` holds one float per warp.
+template <int N>
 __device__ float block_sum(float v, float* shared) {
   v = warp_sum(v);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
-  __syncthreads();
+  asm volatile("bar.sync 1, %0;" ::"n"(N) : "memory");
   float sum = 0.0f;
-  for (unsigned w = 0; w < blockDim.x / 32; ++w) sum += shared[w];
-  __syncthreads();
+  for (int w = 0; w < N / 32; ++w) sum += shared[w];
   return sum;
 }
 
@@ -107,8 +107,37 @@ struct Mix {
   int32_t slices, mix, hc, D, iters;
 };
 
-// One block per token: weights from the projections, Sinkhorn in one warp, the mix, its norm.
-__global__ void __launch_bounds__(kMixThreads) mix_kernel(const Mix p) {
+// post and comb of one token by one warp.
+__device__ void site_end(const Mix& p, int64_t t, const float* z) {
+  const int hc = p.hc, lane = threadIdx.x % 32;
+  if (lane < hc) p.post[t * hc + lane] = 2.0f * sigmoid(z[hc + lane] * p.scale[1] + p.base[hc + lane]);
+  // Lane j * hc + l holds C[j][l]; sums over l and over j are butterflies.
+  const int at = 2 * hc + lane % (hc * hc);
+  float c = z[at] * p.scale[2] + p.base[at];
+  const auto over_row = [&](float v) {
+    for (int i = 1; i < hc; i *= 2) v += __shfl_xor_sync(~0u, v, i);
+    return v;
+  };
+  const auto over_column = [&](float v) {
+    for (int i = hc; i < hc * hc; i *= 2) v += __shfl_xor_sync(~0u, v, i);
+    return v;
+  };
+  float top = c;
+  for (int i = 1; i < hc; i *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
+  c = expf(c - top);
+  c = c / over_row(c) + p.hc_eps;
+  c /= over_column(c) + p.hc_eps;
+  // Within 2 ulp a step: what an iteration errs, the next one normalises again.
+  for (int i = 1; i < p.iters; ++i) {
+    c = __fdividef(c, over_row(c) + p.hc_eps);
+    c = __fdividef(c, over_column(c) + p.hc_eps);
+  }
+  if (lane < hc * hc) p.comb[t * hc * hc + lane] = c;
+}
+
+// One block per token: weights from the projections, the mix, its norm; a warp of its own for Sinkhorn,
+// whose result only the site's end needs.
+__global__ void __launch_bounds__(kMixThreads + 32) mix_kernel(const Mix p) {
   wait_for_previous();
   __shared__ float z[32], pre[8], sums[16], shares[16][32];
   extern __shared__ float2 mixed[];
@@ -124,14 +153,16 @@ __global__ void __launch_bounds__(kMixThreads) mix_kernel(const Mix p) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int i = threadIdx.x + k * kMixThreads;
-      ahead[k][j] = j < hc && i < pairs ? streams[j * pairs + i] : 0;
+      ahead[k][j] = j < hc && i < pairs && threadIdx.x < kMixThreads ? streams[j * pairs + i] : 0;
     }
   }
-  float share = 0.0f;
-  if (lane <= p.mix) {
-    for (int s = warp; s < p.slices; s += kMixThreads / 32) share += p.partial[(t * p.slices + s) * (p.mix + 1) + lane];
+  if (warp < kMixThreads / 32) {
+    float share = 0.0f;
+    if (lane <= p.mix) {
+      for (int s = warp; s < p.slices; s += kMixThreads / 32) share += p.partial[(t * p.slices + s) * (p.mix + 1) + lane];
+    }
+    shares[warp][lane] = share;
   }
-  shares[warp][lane] = share;
   __syncthreads();
   if (warp == 0) {
     float sum = 0.0f;
@@ -140,37 +171,13 @@ __global__ void __launch_bounds__(kMixThreads) mix_kernel(const Mix p) {
     const float squares = __shfl_sync(~0u, sum, p.mix);
     const float r = 1.0f / sqrtf(squares / static_cast<float>(hc * p.D) + p.norm_eps);
     z[lane] = sum * r;
-    __syncwarp();
-    if (lane < hc) {
-      pre[lane] = sigmoid(z[lane] * p.scale[0] + p.base[lane]) + p.hc_eps;
-      if (p.post) p.post[t * hc + lane] = 2.0f * sigmoid(z[hc + lane] * p.scale[1] + p.base[hc + lane]);
-    }
-    if (p.post) {
-      // Lane j * hc + l holds C[j][l]; sums over l and over j are butterflies.
-      const int at = 2 * hc + lane % (hc * hc);
-      float c = z[at] * p.scale[2] + p.base[at];
-      const auto over_row = [&](float v) {
-        for (int i = 1; i < hc; i *= 2) v += __shfl_xor_sync(~0u, v, i);
-        return v;
-      };
-      const auto over_column = [&](float v) {
-        for (int i = hc; i < hc * hc; i *= 2) v += __shfl_xor_sync(~0u, v, i);
-        return v;
-      };
-      float top = c;
-      for (int i = 1; i < hc; i *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
-      c = expf(c - top);
-      c = c / over_row(c) + p.hc_eps;
-      c /= over_column(c) + p.hc_eps;
-      // Within 2 ulp a step: what an iteration errs, the next one normalises again.
-      for (int i = 1; i < p.iters; ++i) {
-        c = __fdividef(c, over_row(c) + p.hc_eps);
-        c = __fdividef(c, over_column(c) + p.hc_eps);
-      }
-      if (lane < hc * hc) p.comb[t * hc * hc + lane] = c;
-    }
+    if (lane < hc) pre[lane] = sigmoid(sum * r * p.scale[0] + p.base[lane]) + p.hc_eps;
   }
   __syncthreads();
+  if (warp == kMixThreads / 32) {
+    if (p.post) site_end(p, t, z);
+    return;
+  }
   uint32_t* out = reinterpret_cast<uint32_t*>(p.x) + t * pairs;
   float squares = 0.0f;
   const auto mix = [&](int i, const uint32_t (&x)[4]) {
@@ -201,8 +208,8 @@ __global__ void __launch_bounds__(kMixThreads) mix_kernel(const Mix p) {
     mix(i, x);
   }
   if (!p.norm) return;
-  const float r = 1.0f / sqrtf(block_sum(squares, sums) / static_cast<float>(p.D) + p.norm_eps);
-  for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
+  const float r = 1.0f / sqrtf(block_sum<kMixThreads>(squares, sums) / static_cast<float>(p.D) + p.norm_eps);
+  for (int i = threadIdx.x; i < pairs; i += kMixThreads) {
     const float2 w = unpack2(reinterpret_cast<const uint32_t*>(p.norm)[i]);
     out[i] = pack2(mixed[i].x * r * w.x, mixed[i].y * r * w.y);
   }
@@ -249,7 +256,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(const uint32_t* x, c
     row[i] = unpack2(x[t * pairs + i]);
     squares = __fmaf_rn(row[i].x, row[i].x, __fmaf_rn(row[i].y, row[i].y, squares));
   }
-  const float r = 1.0f / sqrtf(block_sum(squares, sums) / static_cast<float>(2 * pairs) + eps);
+  const float r = 1.0f / sqrtf(block_sum<kThreads>(squares, sums) / static_cast<float>(2 * pairs) + eps);
   for (int i = threadIdx.x; i < pairs; i += kThreads) {
     const float2 v = unpack2(w[i]);
     y[t * pairs + i] = pack2(row[i].x * r * v.x, row[i].y * r * v.y);
@@ -280,7 +287,7 @@ Status run_mix(OpContext& ctx, Mix p, const float* fn, int64_t T) {
   DSV4_TRY(enqueue(ctx, "project_kernel", tokens == 1 ? project_kernel<1> : project_kernel<kTokens>, grid, kThreads, 0, p.streams, p.rows, fn, static_cast<int>(T), n, p.mix, partial));
   const int bytes = p.norm ? p.D * static_cast<int>(sizeof(float)) : 0;
   DSV4_TRY(allow_shared(mix_kernel, bytes));
-  return enqueue(ctx, "mix_kernel", mix_kernel, static_cast<unsigned>(T), kMixThreads, static_cast<size_t>(bytes), p);
+  return enqueue(ctx, "mix_kernel", mix_kernel, static_cast<unsigned>(T), kMixThreads + 32, static_cast<size_t>(bytes), p);
 }
 
 Status run_pre(OpContext& ctx, const HcPreArgs& a, const bf16* norm) {
