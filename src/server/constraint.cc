@@ -114,6 +114,10 @@ Result<std::shared_ptr<GrammarAutomaton>> ConstraintMaker::automaton(const Const
   std::string key = key_of(spec);
   for (auto it = kept_.begin(); it != kept_.end(); ++it) {
     if (it->key != key) continue;
+    if (it->automaton->states() > kMaxStates) {
+      kept_.erase(it);
+      break;
+    }
     kept_.splice(kept_.begin(), kept_, it);
     return it->automaton;
   }
@@ -135,6 +139,9 @@ Result<std::shared_ptr<GrammarAutomaton>> ConstraintMaker::automaton(const Const
   }
   DSV4_ASSIGN(Grammar grammar, b.build(b.make_rule(b.choice(answers))));
   auto made = std::make_shared<GrammarAutomaton>(std::move(grammar), vocabulary_->table, eos_);
+  if (made->start() == GrammarAutomaton::kDead) {
+    return Status(Code::kInvalidArgument, "format: nothing matches it, or too much does at once");
+  }
   kept_.push_front({std::move(key), made});
   if (kept_.size() > kKept) kept_.pop_back();
   return made;

@@ -52,7 +52,8 @@ class ConstraintMaker {
   struct Vocabulary;
 
  private:
-  static constexpr size_t kKept = 64;
+  static constexpr size_t kKept = 32;
+  static constexpr size_t kMaxStates = 20'000;  // an automaton that grew beyond is made anew
 
   Result<std::shared_ptr<GrammarAutomaton>> automaton(const ConstraintSpec& spec);
 

@@ -4,12 +4,30 @@ namespace dsv4::server {
 
 EngineThread::EngineThread(std::unique_ptr<Engine> engine)
     : engine_(std::move(engine)), thread_([this](std::stop_token stop) {
-        if (!engine_->run(stop).ok()) failed_ = true;
+        if (const Status status = engine_->run(stop); !status.ok()) fail(status);
       }) {}
 
 Result<RequestId> EngineThread::submit(Request request, EventSink& sink) {
+  const std::lock_guard lock(mutex_);
   if (failed_) return Status(Code::kInternal, "the engine has failed; restart the server");
-  return engine_->submit(std::move(request), sink);
+  auto id = engine_->submit(std::move(request), sink);
+  if (id.ok()) live_.insert(&sink);
+  return id;
+}
+
+bool EngineThread::ended(EventSink& sink) {
+  const std::lock_guard lock(mutex_);
+  return live_.erase(&sink) == 1;
+}
+
+void EngineThread::fail(const Status& why) {
+  std::set<EventSink*> left;
+  {
+    const std::lock_guard lock(mutex_);
+    failed_ = true;
+    left = live_;
+  }
+  for (EventSink* sink : left) sink->on_error(0, why);
 }
 
 void EngineThread::cancel(RequestId id) {

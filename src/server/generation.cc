@@ -82,6 +82,7 @@ void Generation::on_token(RequestId, const TokenEvent& event) noexcept {
 }
 
 void Generation::on_finish(RequestId, FinishReason reason, const Usage& usage) noexcept {
+  if (!app_.engine.ended(*this)) return;
   const auto self = std::move(self_);  // the engine lets go of this sink
   leave([&](Arrival& a) {
     a.finish = reason;
@@ -90,6 +91,7 @@ void Generation::on_finish(RequestId, FinishReason reason, const Usage& usage) n
 }
 
 void Generation::on_error(RequestId, const Status& status) noexcept {
+  if (!app_.engine.ended(*this)) return;
   const auto self = std::move(self_);
   leave([&](Arrival& a) { a.error = status; });
 }

@@ -37,7 +37,7 @@ struct Grammar {
 class GrammarBuilder {
  public:
   // What the text may be made of beyond this is refused by build().
-  static constexpr size_t kMaxStates = 400'000;
+  static constexpr size_t kMaxStates = 100'000;
 
   struct Expr {
     int32_t start = 0, end = 0;

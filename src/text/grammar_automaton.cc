@@ -41,6 +41,20 @@ GrammarAutomaton::GrammarAutomaton(Grammar grammar, std::shared_ptr<const TokenT
     : grammar_(std::move(grammar)), tokens_(std::move(tokens)), eos_(eos) {
   is_end_.resize(grammar_.states.size());
   for (const Grammar::Rule& rule : grammar_.rules) is_end_[static_cast<size_t>(rule.end)] = true;
+  is_tail_ = is_end_;
+  for (size_t i = 0; i < grammar_.states.size(); ++i) {
+    std::vector<size_t> path;
+    size_t at = i;
+    // A circle of empty edges is longer than any way out.
+    while (!is_tail_[at] && path.size() < 64) {
+      const auto& edges = grammar_.states[at];
+      if (edges.size() != 1 || edges[0].kind != Kind::kEmpty) break;
+      path.push_back(at);
+      at = static_cast<size_t>(edges[0].target);
+    }
+    if (!is_tail_[at]) continue;
+    for (const size_t state : path) is_tail_[state] = true;
+  }
 }
 
 int32_t GrammarAutomaton::frame(int32_t state, int32_t parent) {
@@ -61,6 +75,7 @@ void GrammarAutomaton::close(std::vector<Place>& places) {
     if (seen.insert(place).second) open.push_back(place);
   };
   while (!open.empty()) {
+    if (seen.size() > kMaxPlaces) return places.clear();
     const Place at = open.back();
     open.pop_back();
     const auto& edges = grammar_.states[static_cast<size_t>(at.state)];
@@ -73,12 +88,8 @@ void GrammarAutomaton::close(std::vector<Place>& places) {
       if (e.kind != Kind::kRule) continue;
       const int32_t inside = grammar_.rules[static_cast<size_t>(e.value)].start;
       // A rule that is the last thing of its caller returns to the caller's caller: lists do not
-      // pile up frames.
-      const auto& after = grammar_.states[static_cast<size_t>(e.target)];
-      const bool last = is_end_[static_cast<size_t>(e.target)] ||
-                        (after.size() == 1 && after[0].kind == Kind::kEmpty &&
-                         is_end_[static_cast<size_t>(after[0].target)]);
-      if (last && at.frame != kNoFrame) {
+      // pile up frames, and a rule that is an alternative of itself comes to an end.
+      if (is_tail_[static_cast<size_t>(e.target)] && at.frame != kNoFrame) {
         visit({inside, at.frame});
       } else if (at.frame == kNoFrame || frames_[static_cast<size_t>(at.frame)].depth < kMaxDepth) {
         visit({inside, frame(e.target, at.frame)});
@@ -169,6 +180,11 @@ GrammarAutomaton::State GrammarAutomaton::step_token(State state, int32_t token)
 bool GrammarAutomaton::may_end(State state) {
   const std::lock_guard lock(mutex_);
   return state != kDead && sets_[static_cast<size_t>(state)].may_end;
+}
+
+size_t GrammarAutomaton::states() {
+  const std::lock_guard lock(mutex_);
+  return sets_.size();
 }
 
 std::shared_ptr<const std::vector<uint64_t>> GrammarAutomaton::allowed(State state) {

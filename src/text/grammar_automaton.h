@@ -54,6 +54,8 @@ class GrammarAutomaton {
   State step(State state, std::string_view bytes);
   State step_token(State state, int32_t token);
   bool may_end(State state);
+  // How many states have been made so far: what this holds on to grows with it.
+  size_t states();
   // Bit id % 64 of word id / 64 is set for a token that may come next. Valid while the pointer is
   // held.
   std::shared_ptr<const std::vector<uint64_t>> allowed(State state);
@@ -61,6 +63,8 @@ class GrammarAutomaton {
  private:
   // Deeper nesting than this is not allowed to begin.
   static constexpr int32_t kMaxDepth = 256;
+  // Places at a time; a grammar that is more ambiguous than this is dead there.
+  static constexpr size_t kMaxPlaces = 4096;
   // Masks kept; beyond, all are dropped and made anew.
   static constexpr size_t kMaxMasks = 512;
 
@@ -88,7 +92,8 @@ class GrammarAutomaton {
   const Grammar grammar_;
   const std::shared_ptr<const TokenTable> tokens_;
   const int32_t eos_;
-  std::vector<bool> is_end_;  // by state: of a rule
+  std::vector<bool> is_end_;  // by state of the network: the end of a rule
+  std::vector<bool> is_tail_;  // nothing but empty edges, one each, from here to the end of a rule
 
   std::mutex mutex_;
   std::vector<Frame> frames_;

@@ -1,6 +1,7 @@
 // JsonGrammar's reading of schemas.
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <optional>
 
 #include "base/str.h"
@@ -364,9 +365,9 @@ Result<Expr> JsonGrammar::integer(const Value& schema, const std::string& path) 
     const Value* const found = schema.find(key);
     if (!found) return {};
     std::optional<int64_t> x = as_integer(*found);
-    if (const double* d = found->if_float(); d && *d == static_cast<double>(static_cast<int64_t>(*d))) {
-      x = static_cast<int64_t>(*d);
-    }
+    // 5.0 is an integer too.
+    const double* const d = found->if_float();
+    if (d && std::abs(*d) < 1e15 && *d == std::trunc(*d)) x = static_cast<int64_t>(*d);
     if (!x || *x > kLimit || *x < -kLimit) {
       return invalid(path, cat(key, ": expected an integer of at most 18 digits"));
     }

@@ -69,3 +69,9 @@ printf '%s' 'x</think>y
 <｜DSML｜parameter name="b" string="false">[1, 2.5e3, null]</｜DSML｜parameter>
 </｜DSML｜invoke>
 </｜DSML｜tool_calls><｜end▁of▁sentence｜>' > text_chat_fuzz/calls
+
+# The first byte is what steers the walk; R and S before a regex and a schema.
+mkdir -p text_grammar_fuzz
+printf '%s' '0R^(a|b[c-f]{2,5})*\d+(?:x\u00e9)?$' > text_grammar_fuzz/regex
+printf '%s' '7S{"type":"object","properties":{"a":{"type":["string","null"],"maxLength":3},"b":{"$ref":"#/$defs/x"},"c":{"type":"array","items":{"enum":[1,"x",{}]},"maxItems":2}},"required":["a"],"$defs":{"x":{"anyOf":[{"type":"integer","minimum":-3,"maximum":120},{"type":"number"}]}}}' > text_grammar_fuzz/schema
+printf '%s' '3S{"type":"string","pattern":"a\"+$","$defs":{}}' > text_grammar_fuzz/pattern

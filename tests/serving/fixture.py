@@ -18,11 +18,15 @@ TIME_TOOL = {"type": "function", "function": {
                    "required": ["city"]}}}
 
 
+# CTest runs several of these beside each other: two servers that both want every core get in each other's way.
+ENVIRONMENT = {"DSV4_THREADS": "1", **os.environ}
+
+
 class Server:
-    def __init__(self, *options, env=None):
+    def __init__(self, *options):
         self.process = subprocess.Popen(
             [PROGRAM, "serve", "-m", str(ROOT / "models/demo"), "--port", "0", "--quiet", *options],
-            stdout=subprocess.PIPE, text=True, env=dict(os.environ, **(env or {})))
+            stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
         line = self.process.stdout.readline()
         if "http://" not in line:
             self.process.kill()

@@ -173,6 +173,17 @@ TEST(Json, DeepNestingEnds) {
   EXPECT_EQ(state, GrammarAutomaton::kDead);
 }
 
+TEST(Automaton, AmbiguityHasAnEnd) {
+  // Alternatives of itself, and of things that begin alike.
+  expect_fits([] { return schema(R"({"anyOf": [{"$ref": "#"}, {"$ref": "#"}, {"type": "integer"}]})"); }, {"12"}, {"-"}, {"x"});
+  GrammarAutomaton twice(schema(R"({"anyOf": [{"type": "array", "items": {"$ref": "#"}}, {"type": "array", "items": {"$ref": "#"}}]})"),
+                         table(), eos());
+  EXPECT_TRUE(twice.may_end(twice.step(twice.start(), "[[[]]]")));
+  EXPECT_EQ(twice.step(twice.start(), std::string(200, '[')), GrammarAutomaton::kDead);
+  GrammarAutomaton maybe(regex("(a?){9000}b"), table(), eos());
+  EXPECT_EQ(maybe.start(), GrammarAutomaton::kDead);
+}
+
 class Tools : public testing::Test {
  protected:
   // '|' stands for the marker token.
