@@ -79,6 +79,7 @@ class CudaBackend : public Backend {
   std::string describe() const override { return description_; }
   const OpTable& ops() const override { return table_; }
   KvFormat kv_format() const override { return KvFormat::kBf16; }
+  bool shares_host_memory() const override { return false; }
 
   MemoryInfo memory() const override {
     size_t available = 0, total = 0;
