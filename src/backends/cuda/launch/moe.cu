@@ -174,9 +174,9 @@ __device__ int pair_of(const Experts& p, const Task& task, int n) {
                          : p.plan.lists[static_cast<int64_t>(task.expert) * p.T + task.first + n];
 }
 
-// 128 rows of w1 and w3 per block, a warp per tile: 128 values of h are one group of act8. K in two shares,
-// one after the other.
-constexpr int kWarps = 8, kSplit = 2, kRows = kWarps * kTileRows;
+// 128 rows of w1 and w3 per block: 128 values of h are one group of act8. K in two shares: of two warps
+// (WPT, warps per tile) where there are few tasks, of one warp in turn where blocks are many.
+constexpr int kTiles = 8, kSplit = 2, kRows = kTiles * kTileRows;
 static_assert(kRows == kBlockK);
 template <int NT>
 constexpr int kSumBytes = kRows * kSplit * NT * 8 * 4;  // shares of one matrix
@@ -192,7 +192,7 @@ __device__ void prefetch_tile(const Matrix& m, int tile) {
 
 // The input of a task's tokens, row_of(n) of `codes` and `scales`: copied to shared memory at `staged` where
 // that is not nullptr, since every warp reads all of it and would wait for L2 at every block.
-template <int NT, class RowOf>
+template <int NT, int kThreads, class RowOf>
 __device__ Input<NT> task_input(const uint16_t* codes, const float* scales, int blocks, int count, char* staged,
                                 const RowOf& row_of) {
   const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
@@ -204,10 +204,10 @@ __device__ Input<NT> task_input(const uint16_t* codes, const float* scales, int 
     float* own_scales = reinterpret_cast<float*>(staged + count * stride);
     for (int n = 0; n < count; ++n) {
       const int64_t row = row_of(n);
-      for (uint32_t i = threadIdx.x * 16; i < row_bytes; i += kWarps * 32 * 16) {
+      for (uint32_t i = threadIdx.x * 16; i < row_bytes; i += kThreads * 16) {
         copy_async_16(staged + n * stride + i, in.x + row * row_bytes + i);
       }
-      for (int i = threadIdx.x; i < blocks; i += kWarps * 32) own_scales[n * blocks + i] = scales[row * blocks + i];
+      for (int i = threadIdx.x; i < blocks; i += kThreads) own_scales[n * blocks + i] = scales[row * blocks + i];
     }
     copy_async_commit();
     copy_async_wait<0>();
@@ -229,11 +229,11 @@ __device__ Input<NT> task_input(const uint16_t* codes, const float* scales, int 
 
 constexpr int staged_bytes(int tokens, int blocks) { return tokens * (blocks * (kBlockK * 2 + 4) + 64); }
 
-// The shares of one tile by one warp into `sums` [share][token][16 rows].
-template <Product P, int NT, int MA>
+// The shares of one tile that are this warp's into `sums` [matrix][share][token][16 rows].
+template <Product P, int NT, int WPT, int MA>
 __device__ void multiply_shares(const Tile (&tiles)[MA], bool inside, int blocks, const Input<NT>& in, float* sums) {
   const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
-  for (int part = 0; part < kSplit; ++part) {
+  for (int part = threadIdx.x / 32 % WPT; part < kSplit; part += WPT) {
     float total[MA][NT][4] = {};
     if (inside) multiply<P, MA, NT>(tiles, blocks, part, kSplit, in, total);
     for (int m = 0; m < MA; ++m) {
@@ -245,9 +245,10 @@ __device__ void multiply_shares(const Tile (&tiles)[MA], bool inside, int blocks
   }
 }
 
-template <Product P, int NT>
+template <Product P, int NT, int WPT>
 __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const Matrix& w3, int I, float* shared) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = blockIdx.x * kWarps + warp;
+  constexpr int kWarps = kTiles * WPT;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = blockIdx.x * kTiles + warp / WPT;
   prefetch_tile(w1, tile);
   prefetch_tile(w3, tile);
   const int x_blocks = (p.D + kBlockK - 1) / kBlockK;
@@ -256,10 +257,10 @@ __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const M
     return task.expert < 0 ? pair - p.T * p.k : pair / p.k;
   };
   char* staged = p.x_staged ? reinterpret_cast<char*>(shared) + 2 * kSumBytes<NT> : nullptr;
-  const Input<NT> in = task_input<NT>(p.x, p.x_scales, x_blocks, task.count, staged, row_of);
+  const Input<NT> in = task_input<NT, kWarps * 32>(p.x, p.x_scales, x_blocks, task.count, staged, row_of);
   constexpr int kShare = NT * 8 * kTileRows;  // of shared: [tile][matrix][share][token][16 rows]
   const Tile tiles[2] = {tile_of<P>(w1, tile), tile_of<P>(w3, tile)};
-  multiply_shares<P, NT, 2>(tiles, tile < w1.tiles(), x_blocks, in, shared + warp * 2 * kSplit * kShare);
+  multiply_shares<P, NT, WPT, 2>(tiles, tile < w1.tiles(), x_blocks, in, shared + warp / WPT * 2 * kSplit * kShare);
   __syncthreads();
   // A warp per token.
   for (int n = warp; n < task.count; n += kWarps) {
@@ -284,8 +285,8 @@ __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const M
   }
 }
 
-template <Product P, int NT>
-__global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) up_kernel(const __grid_constant__ Experts p) {
+template <Product P, int NT, int WPT>
+__global__ void __launch_bounds__(kTiles * WPT * 32, NT == 1 && WPT == 1 ? 2 : 1) up_kernel(const __grid_constant__ Experts p) {
   // The next kernel comes when all blocks are past this: what made the plan is done then.
   wait_for_previous_first();
   extern __shared__ float shared[];
@@ -293,20 +294,21 @@ __global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) up_kernel(const 
   const Task task = p.plan.tasks[blockIdx.y];
   const int I = task.expert < 0 ? p.shared_I : p.I;
   if (static_cast<int>(blockIdx.x) * kRows >= I) return;
-  if (task.expert < 0) up<Product::kFp8, NT>(p, task, p.shared_w1, p.shared_w3, I, shared);
-  else up<P, NT>(p, task, at(p.w1, task.expert), at(p.w3, task.expert), I, shared);
+  if (task.expert < 0) up<Product::kFp8, NT, WPT>(p, task, p.shared_w1, p.shared_w3, I, shared);
+  else up<P, NT, WPT>(p, task, at(p.w1, task.expert), at(p.w3, task.expert), I, shared);
 }
 
 template <Product P, int NT>
 __device__ void down(const Experts& p, const Task& task, const Matrix& w2, float* shared) {
-  const int warp = threadIdx.x / 32, tile = blockIdx.x * kWarps + warp, h_blocks = p.h_stride / kBlockK;
+  constexpr int kThreads = kTiles * 32;
+  const int warp = threadIdx.x / 32, tile = blockIdx.x * kTiles + warp, h_blocks = p.h_stride / kBlockK;
   char* staged = p.h_staged ? reinterpret_cast<char*>(shared) + kSumBytes<NT> : nullptr;
-  const Input<NT> in = task_input<NT>(p.h, p.h_scales, h_blocks, task.count, staged, [&](int n) { return pair_of(p, task, n); });
+  const Input<NT> in = task_input<NT, kThreads>(p.h, p.h_scales, h_blocks, task.count, staged, [&](int n) { return pair_of(p, task, n); });
   constexpr int kShare = NT * 8 * kTileRows;  // of shared: [tile][share][token][16 rows]
   const Tile tiles[1] = {tile_of<P>(w2, tile)};
-  multiply_shares<P, NT, 1>(tiles, tile < w2.tiles(), w2.blocks(), in, shared + warp * kSplit * kShare);
+  multiply_shares<P, NT, 1, 1>(tiles, tile < w2.tiles(), w2.blocks(), in, shared + warp * kSplit * kShare);
   __syncthreads();
-  for (int i = threadIdx.x; i < kRows * task.count; i += kWarps * 32) {
+  for (int i = threadIdx.x; i < kRows * task.count; i += kThreads) {
     const int r = i % kRows, n = i / kRows, row = blockIdx.x * kRows + r;
     if (row >= p.D) continue;
     const float* s = shared + r / kTileRows * kSplit * kShare + n * kTileRows + r % kTileRows;
@@ -315,7 +317,7 @@ __device__ void down(const Experts& p, const Task& task, const Matrix& w2, float
 }
 
 template <Product P, int NT>
-__global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) down_kernel(const __grid_constant__ Experts p) {
+__global__ void __launch_bounds__(kTiles * 32, NT == 1 ? 2 : 1) down_kernel(const __grid_constant__ Experts p) {
   extern __shared__ float shared[];
   // The plan is older than the kernel before this one, and read past L1: weights can be asked for now.
   const bool idle = static_cast<int>(blockIdx.y) >= __ldcg(p.plan.task_count);
@@ -323,7 +325,7 @@ __global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) down_kernel(cons
   if (!idle) {
     const int4 raw = __ldcg(reinterpret_cast<const int4*>(p.plan.tasks + blockIdx.y));
     task = {raw.x, raw.y, raw.z, raw.w};
-    prefetch_tile(task.expert < 0 ? p.shared_w2 : at(p.w2, task.expert), blockIdx.x * kWarps + threadIdx.x / 32);
+    prefetch_tile(task.expert < 0 ? p.shared_w2 : at(p.w2, task.expert), blockIdx.x * kTiles + threadIdx.x / 32);
   }
   wait_for_previous();
   if (idle) return;
@@ -365,11 +367,16 @@ Status launch_experts(OpContext& ctx, Experts p, unsigned tasks) {
   const int up_bytes = plan_shared(2 * kSumBytes<NT>, ceil_div(p.D, kBlockK), p.x_staged);
   const int down_bytes = plan_shared(kSumBytes<NT>, p.h_stride / kBlockK, p.h_staged);
   const unsigned up_blocks = static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kRows));
-  DSV4_TRY(allow_shared(up_kernel<P, NT>, up_bytes));
-  DSV4_TRY(enqueue(ctx, "up_kernel", up_kernel<P, NT>, dim3(up_blocks, tasks), kWarps * 32, static_cast<size_t>(up_bytes), p));
+  const auto launch_up = [&](auto* kernel, unsigned warps) -> Status {
+    DSV4_TRY(allow_shared(kernel, up_bytes));
+    return enqueue(ctx, "up_kernel", kernel, dim3(up_blocks, tasks), warps * 32, static_cast<size_t>(up_bytes), p);
+  };
+  // One block per processor and warps to spare, or two of half as many warps.
+  if (NT == 1 && up_blocks * tasks <= 132) DSV4_TRY(launch_up(up_kernel<P, NT, NT == 1 ? 2 : 1>, 2 * kTiles));
+  else DSV4_TRY(launch_up(up_kernel<P, NT, 1>, kTiles));
   const unsigned down_blocks = static_cast<unsigned>(ceil_div(p.D, kRows));
   DSV4_TRY(allow_shared(down_kernel<P, NT>, down_bytes));
-  return enqueue(ctx, "down_kernel", down_kernel<P, NT>, dim3(down_blocks, tasks), kWarps * 32, static_cast<size_t>(down_bytes), p);
+  return enqueue(ctx, "down_kernel", down_kernel<P, NT>, dim3(down_blocks, tasks), kTiles * 32, static_cast<size_t>(down_bytes), p);
 }
 
 template <Product P>
