@@ -18,7 +18,7 @@ using nlohmann::ordered_json;
 
 struct Options {
   GenerateOptions generate;
-  std::string prompt, file, dash;
+  std::string prompt, file, dash, messages;
   bool raw = false, json = false;
 };
 
@@ -46,6 +46,30 @@ Result<std::string> format_prompt(const Options& o, const ChatMode& mode, std::s
   if (!o.generate.system.empty()) add("system", o.generate.system);
   add("user", std::move(prompt));
   return chat::encode(messages, {.thinking_mode = mode.mode, .reasoning_effort = mode.effort});
+}
+
+// The conversation of a file in the OpenAI format: messages, or {"messages", "tools"}.
+Result<std::string> read_messages(const Options& o, const ChatMode& mode) {
+  std::stringstream text;
+  std::ifstream file(o.messages, std::ios::binary);
+  if (!file) return Status(Code::kNotFound, cat(o.messages, ": cannot be read"));
+  text << file.rdbuf();
+  const auto format = [&]() -> Result<std::string> {
+    DSV4_ASSIGN(const py::Value root, py::loads(text.str()));
+    const py::Value* list = root.if_object() ? root.find("messages") : &root;
+    if (!list || !list->if_array() || list->if_array()->empty()) {
+      return Status(Code::kInvalidArgument,
+                    "expected an array of messages, or {\"messages\": [...], \"tools\": [...]}");
+    }
+    py::Value::Array messages = *list->if_array();
+    if (const py::Value* tools = root.find("tools"); tools && tools->truthy()) {
+      messages = chat::attach_tools(std::move(messages), *tools);
+    }
+    return chat::encode(messages, {.thinking_mode = mode.mode, .reasoning_effort = mode.effort});
+  };
+  auto prompt = format();
+  if (!prompt.ok()) return prompt.status().with_context(o.messages);
+  return prompt;
 }
 
 ordered_json token_json(const Tokenizer& tokenizer, int32_t id, float logprob) {
@@ -88,11 +112,16 @@ void print_json(const Options& o, const Tokenizer& tokenizer, const Answer& a) {
 }
 
 Status run(const Options& o, int& exit_code) {
-  DSV4_ASSIGN(std::string prompt, read_prompt(o));
   std::optional<ChatMode> mode;
-  if (!o.raw) {
-    mode = chat_mode(o.generate.thinking);
-    DSV4_ASSIGN(prompt, format_prompt(o, *mode, std::move(prompt)));
+  if (!o.raw) mode = chat_mode(o.generate.thinking);
+  std::string prompt;
+  if (!o.messages.empty()) {
+    DSV4_ASSIGN(prompt, read_messages(o, *mode));
+  } else {
+    DSV4_ASSIGN(prompt, read_prompt(o));
+    if (mode) {
+      DSV4_ASSIGN(prompt, format_prompt(o, *mode, std::move(prompt)));
+    }
   }
   DSV4_ASSIGN(const auto generator, Generator::load(o.generate));
   Printer printer;
@@ -122,9 +151,14 @@ void add_run(CLI::App& app, int& exit_code) {
   source->add_option("-f,--file", o->file, "A file with the prompt");
   source->add_option("stdin", o->dash, "- reads the prompt from standard input")
       ->check(CLI::IsMember({"-"}));
+  CLI::Option* messages = source->add_option(
+      "--messages", o->messages,
+      "A JSON file with a conversation in the OpenAI format: [messages], or {messages, tools}");
   source->require_option(1);
   cmd->add_flag("--raw", o->raw,
-                "Continue the text as it is: no conversation format, no first token added");
+                "Continue the text as it is: no conversation format, no first token added")
+      ->excludes(messages);
+  cmd->get_option("--system")->excludes(messages);
   cmd->add_flag("--json", o->json, "One JSON object when the answer is complete, instead of text");
   cmd->add_option("--logprobs", o->generate.logprobs,
                   "With --json: log probabilities of each token and of the N best")
@@ -133,7 +167,8 @@ void add_run(CLI::App& app, int& exit_code) {
       "The answer goes to standard output as it comes; memory plan, progress and speed go to\n"
       "standard error. Ctrl-C ends the answer and exits with 130.\n\n"
       "  dsv4 run -m models/demo -p 'What is a span?' --temperature 0.6 -n 200\n"
-      "  git diff | dsv4 run -m models/demo --system 'Review this change.' --thinking high -");
+      "  git diff | dsv4 run -m models/demo --system 'Review this change.' --thinking high -\n"
+      "  dsv4 run -m models/demo --messages models/demo/examples/tool_call.json");
   cmd->callback([o, &exit_code] {
     const Status status = run(*o, exit_code);
     if (!status.ok()) exit_code = fail(status);
