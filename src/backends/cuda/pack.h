@@ -21,7 +21,7 @@ inline const Matrix& matrix(const WeightView& view) { return weight(view).stack.
 
 Result<Buffer> allocate_device(size_t bytes, bool zero);
 size_t packed_bytes(const PackRequest& request);
-// Through a pinned staging buffer of the caller, chunk by chunk.
+// Each matrix crosses the bus as published and is laid out on the device; done when this returns.
 Result<PackedWeight> pack(cudaStream_t stream, const PackRequest& request);
 Status unpack(cudaStream_t stream, const PackedWeight& packed, int64_t index, void* codes, void* scales);
 
