@@ -66,14 +66,19 @@ class Constraints(ServerTest):
         self.assertRegex(r.choices[0].text, r"\A[a-z]{5}\Z")
 
     def test_json_object(self):
+        # The model was not taught JSON: left alone it seldom ends an object before it is cut off. A liking for
+        # quotes, and a lesser one for closing braces, ends strings and then objects.
+        liked = {str(self.server.post("/tokenize", {"prompt": text})[2]["tokens"][-1]): bias
+                 for text, bias in (('"', 20), ("}", 15))}
         whole = 0
         for seed in SEEDS:
-            r = self.chat(seed=seed, response_format={"type": "json_object"}, max_tokens=200)
-            if r.choices[0].finish_reason == "stop":
-                whole += 1
-                self.assertIsInstance(json.loads(r.choices[0].message.content), dict)
-            else:  # cut off in the middle of a value
-                self.assertTrue(r.choices[0].message.content.startswith("{"))
+            for bias in ({}, liked):
+                r = self.chat(seed=seed, response_format={"type": "json_object"}, max_tokens=200, logit_bias=bias)
+                if r.choices[0].finish_reason == "stop":
+                    whole += 1
+                    self.assertIsInstance(json.loads(r.choices[0].message.content), dict)
+                else:  # cut off in the middle of a value
+                    self.assertTrue(r.choices[0].message.content.startswith("{"))
         self.assertGreater(whole, 0)
 
     def test_schema_from_pydantic(self):
