@@ -4,12 +4,25 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "dsv4/engine.h"
+#include "unit/engine/tiny_model.h"
 
 namespace dsv4::testing {
+
+// The tiny model on the reference backend, context 320 where the options say nothing.
+inline std::unique_ptr<Engine> load(EngineOptions options = {}) {
+  options.model_dir = tiny_model_dir();
+  options.device = "reference";
+  if (options.context == 0) options.context = 320;
+  auto engine = Engine::load(options);
+  EXPECT_TRUE(engine.ok()) << engine.status().message();
+  return engine.ok() ? std::move(engine).value() : nullptr;
+}
 
 struct Outcome {
   std::vector<int32_t> tokens;

@@ -12,12 +12,11 @@ namespace {
 
 using testing::alone;
 using testing::Collector;
+using testing::kVocab;
 using testing::Outcome;
 using testing::request;
 using testing::run_all;
 using testing::some_tokens;
-
-constexpr int64_t kVocab = 384;
 
 class PrefixEngine : public ::testing::TestWithParam<const char*> {
  protected:

@@ -15,21 +15,12 @@ namespace {
 
 using testing::alone;
 using testing::Collector;
+using testing::kVocab;
+using testing::load;
 using testing::Outcome;
 using testing::request;
 using testing::run_all;
 using testing::some_tokens;
-
-constexpr int64_t kVocab = 384;
-
-std::unique_ptr<Engine> load(EngineOptions options = {}) {
-  options.model_dir = testing::tiny_model_dir();
-  options.device = "reference";
-  if (options.context == 0) options.context = 320;
-  auto engine = Engine::load(options);
-  EXPECT_TRUE(engine.ok()) << engine.status().message();
-  return engine.ok() ? std::move(engine).value() : nullptr;
-}
 
 // Allows the tokens of one list in its order, then one token for ever.
 class InOrder : public TokenConstraint {

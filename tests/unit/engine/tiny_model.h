@@ -15,9 +15,11 @@
 
 namespace dsv4::testing {
 
+inline constexpr int64_t kVocab = 384;  // of the tiny model
+
 inline ModelConfig tiny_config() {
   ModelConfig c;
-  c.vocab_size = 384;
+  c.vocab_size = kVocab;
   c.hidden_size = 128;
   c.num_hidden_layers = 3;
   c.num_hash_layers = 1;
