@@ -19,6 +19,7 @@ OpCase embed_case(int64_t T, int64_t hc, int64_t D, int64_t V, uint64_t seed);
 OpCase hc_pre_case(const HcShape& s, uint64_t seed);
 OpCase hc_pre_norm_case(const HcShape& s, uint64_t seed);
 OpCase hc_post_case(const HcShape& s, uint64_t seed);
+OpCase hc_post_pre_norm_case(const HcShape& s, uint64_t seed);
 OpCase hc_head_case(const HcShape& s, int64_t R, uint64_t seed);
 OpCase stream_add_case(const HcShape& s, uint64_t seed);
 
@@ -30,14 +31,13 @@ struct LinearShape {
 OpCase rms_norm_case(int64_t T, int64_t N, Values values, uint64_t seed);
 OpCase linear_case(const LinearShape& s, Values values, uint64_t seed);
 // Parts share T and K.
-OpCase linear_stack_case(const std::vector<LinearShape>& parts, uint64_t seed);
+OpCase linear_stack_case(const std::vector<LinearShape>& parts, bool norm, uint64_t seed);
 
 struct GroupedShape {
-  int64_t T = 1, G = 2, R = 64, H = 4, d = 128, r = 64;  // K = H * d / G
+  int64_t T = 1, G = 2, R = 64, H = 4, d = 128;  // K = H * d / G
   WeightFormat format = WeightFormat::kFp8Tile128;
 };
 OpCase grouped_linear_case(const GroupedShape& s, uint64_t seed);
-OpCase out_project_case(const GroupedShape& s, uint64_t seed);
 
 struct HeadShape {
   int64_t T = 1, H = 4, d = 128, r = 64;
@@ -73,6 +73,8 @@ struct AttentionShape {
 };
 OpCase attention_case(const AttentionShape& s, uint64_t seed);
 OpCase ring_insert_case(const AttentionShape& s, uint64_t seed);
+// The indexer (layers with a topk) has `heads` heads of e values.
+OpCase attend_case(const AttentionShape& s, int64_t heads, int64_t e, uint64_t seed);
 
 struct RouterShape {
   int64_t T = 1, E = 8, D = 256, k = 2;
@@ -100,6 +102,15 @@ struct CacheShape {
   int64_t slots = 0, pages = 0, span = kSpan;
 };
 CacheShape add_batches(OpCase& c, const Sequences& sequences, Rng& rng);
+
+// Rows of key/value, cache rows of them, and index keys as the ops leave them.
+size_t add_kv_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape, int64_t r, Use use);
+size_t add_cache_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape, int64_t r, Use use);
+size_t add_keys(OpCase& c, Rng& rng, const Shape& shape, Use use);
+Cost attention_cost(const AttentionShape& s, const HostBatch& batch);
+
+// Spare rows of rings and tails, as a cache with room for a rollback has; odd on purpose.
+inline constexpr int64_t kSpareRows = 5;
 
 // [r/2] frequencies of plain RoPE, theta 10000.
 size_t add_freqs(OpCase& c, int64_t r);

@@ -9,32 +9,9 @@ namespace dsv4::bench {
 namespace {
 
 constexpr float kEps = 1e-6f;
-// Spare rows behind the window, as a cache with room for a rollback has; odd on purpose.
-constexpr int64_t kSpareRows = 5;
 
 RopeView rope_view(const Bound& b, size_t freqs, int64_t r) {
   return {.freqs = b.at<float>(freqs), .r = r};
-}
-
-size_t add_kv_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape, int64_t r, Use use) {
-  const size_t i = add_normal(c, rng, std::move(name), DType::kBF16, shape, 1.0f, use);
-  round_kv_rows(c.arrays[i], shape[shape.rank - 1], r);
-  return i;
-}
-
-size_t add_cache_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape, int64_t r,
-                      Use use) {
-  const size_t i = add_kv_rows(c, rng, std::move(name), shape, r, use);
-  c.arrays[i].kv_rows = true;
-  return i;
-}
-
-size_t add_keys(OpCase& c, Rng& rng, const Shape& shape, Use use) {
-  const size_t i = add_normal(c, rng, "keys", DType::kBF16, shape, 1.0f, use);
-  HostArray& a = c.arrays[i];
-  for (int64_t at = 0; at < shape.elements(); at += kIdx4Group)
-    idx4_round(a.as<bf16>() + at, kIdx4Group);
-  return i;
 }
 
 int64_t last_visible(const SequenceShape& s, int64_t ratio) {
@@ -59,6 +36,29 @@ void pick_entries(const HostBatch& batch, int64_t ratio, int64_t topk, Rng& rng,
   }
 }
 
+}  // namespace
+
+size_t add_kv_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape, int64_t r, Use use) {
+  const size_t i = add_normal(c, rng, std::move(name), DType::kBF16, shape, 1.0f, use);
+  round_kv_rows(c.arrays[i], shape[shape.rank - 1], r);
+  return i;
+}
+
+size_t add_cache_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape, int64_t r,
+                      Use use) {
+  const size_t i = add_kv_rows(c, rng, std::move(name), shape, r, use);
+  c.arrays[i].kv_rows = true;
+  return i;
+}
+
+size_t add_keys(OpCase& c, Rng& rng, const Shape& shape, Use use) {
+  const size_t i = add_normal(c, rng, "keys", DType::kBF16, shape, 1.0f, use);
+  HostArray& a = c.arrays[i];
+  for (int64_t at = 0; at < shape.elements(); at += kIdx4Group)
+    idx4_round(a.as<bf16>() + at, kIdx4Group);
+  return i;
+}
+
 Cost attention_cost(const AttentionShape& s, const HostBatch& batch) {
   Cost cost;
   for (const SequenceShape& seq : s.sequences) {
@@ -75,8 +75,6 @@ Cost attention_cost(const AttentionShape& s, const HostBatch& batch) {
   }
   return cost;
 }
-
-}  // namespace
 
 size_t add_freqs(OpCase& c, int64_t r) {
   const size_t i = add_array(c, "freqs", DType::kF32, {r / 2}, Use::kIn);

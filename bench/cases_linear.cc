@@ -40,10 +40,10 @@ struct GroupedArrays {
   size_t x, w, y;
 };
 
-GroupedArrays add_grouped(OpCase& c, const GroupedShape& s, Use x_use, Rng& rng) {
+GroupedArrays add_grouped(OpCase& c, const GroupedShape& s, Rng& rng) {
   const int64_t K = s.H * s.d / s.G, N = s.G * s.R;
   GroupedArrays a{};
-  a.x = add_normal(c, rng, "o", DType::kBF16, {s.T, s.H, s.d}, 1.0f, x_use);
+  a.x = add_normal(c, rng, "o", DType::kBF16, {s.T, s.H, s.d}, 1.0f);
   HostWeight w = random_weight(WeightRole::kGrouped, s.format, N, K, rng);
   w.groups = s.G;
   c.cost = linear_cost(s.T, N, K, w, DType::kBF16);
@@ -108,11 +108,13 @@ OpCase linear_case(const LinearShape& s, Values values, uint64_t seed) {
   return c;
 }
 
-OpCase linear_stack_case(const std::vector<LinearShape>& parts, uint64_t seed) {
+OpCase linear_stack_case(const std::vector<LinearShape>& parts, bool norm, uint64_t seed) {
   const int64_t T = parts.front().T, K = parts.front().K;
   OpCase c{.op = "linear_stack", .rows = T};
   Rng rng(seed);
   const size_t x = add_input(c, T, K, Values::kFinite, rng);
+  const size_t norm_at = c.arrays.size();
+  if (norm) add_normal(c, rng, "norm", DType::kBF16, {K}, 0.2f, Use::kIn, 1.0f);
   const size_t first_y = c.arrays.size();
   for (size_t i = 0; i < parts.size(); ++i) {
     const LinearShape& p = parts[i];
@@ -130,6 +132,8 @@ OpCase linear_stack_case(const std::vector<LinearShape>& parts, uint64_t seed) {
     LinearStackArgs a{.x = b.at<bf16>(x) + step.first * K,
                       .T = step.rows,
                       .K = K,
+                      .norm = norm ? b.at<bf16>(norm_at) : nullptr,
+                      .norm_eps = 1e-6f,
                       .n = static_cast<int32_t>(parts.size())};
     for (size_t i = 0; i < parts.size(); ++i) {
       const auto stride = parts[i].N * static_cast<int64_t>(dtype_size(parts[i].y_dtype));
@@ -145,27 +149,9 @@ OpCase linear_stack_case(const std::vector<LinearShape>& parts, uint64_t seed) {
 OpCase grouped_linear_case(const GroupedShape& s, uint64_t seed) {
   OpCase c{.op = "grouped_linear"};
   Rng rng(seed);
-  const GroupedArrays a = add_grouped(c, s, Use::kIn, rng);
+  const GroupedArrays a = add_grouped(c, s, rng);
   c.call = [=](OpContext& ctx, const Bound& b, const Step& step) {
     return ctx.ops.grouped_linear(ctx, grouped_args(b, a, s, step));
-  };
-  return c;
-}
-
-OpCase out_project_case(const GroupedShape& s, uint64_t seed) {
-  OpCase c{.op = "out_project"};
-  Rng rng(seed);
-  const GroupedArrays a = add_grouped(c, s, Use::kInOut, rng);
-  const size_t positions = add_positions(c, s.T, rng), freqs = add_freqs(c, s.r);
-  c.call = [=](OpContext& ctx, const Bound& b, const Step& step) {
-    return ctx.ops.out_project(ctx, {.rope = {.x = b.at<bf16>(a.x) + step.first * s.H * s.d,
-                                              .positions = b.at<int32_t>(positions) + step.first,
-                                              .rope = {.freqs = b.at<float>(freqs), .r = s.r},
-                                              .T = step.rows,
-                                              .H = s.H,
-                                              .d = s.d,
-                                              .inverse = true},
-                                     .linear = grouped_args(b, a, s, step)});
   };
   return c;
 }

@@ -116,6 +116,39 @@ OpCase hc_post_case(const HcShape& s, uint64_t seed) {
   return c;
 }
 
+OpCase hc_post_pre_norm_case(const HcShape& s, uint64_t seed) {
+  OpCase c{.op = "hc_post_pre_norm"};
+  Rng rng(seed);
+  const HcArrays a = add_hc_pre(c, s, rng);
+  // One place for the post and comb of both sites, and for the streams before and after.
+  for (const size_t i : {a.streams, a.post, a.comb}) c.arrays[i].use = Use::kInOut;
+  const auto fill = [&](size_t i, float spread, float mean) {
+    HostArray& array = c.arrays[i];
+    array.bytes.resize(array.byte_count());
+    for (int64_t at = 0; at < array.shape.elements(); ++at)
+      array.as<float>()[at] = mean + spread * rng.normal();
+  };
+  fill(a.post, 0.3f, 1.0f);
+  fill(a.comb, 0.1f, 0.25f);
+  const size_t out = add_normal(c, rng, "out", DType::kBF16, {s.T, s.D}, 1.0f);
+  const size_t norm = add_normal(c, rng, "norm", DType::kBF16, {s.D}, 0.2f, Use::kIn, 1.0f);
+  c.cost.other_bytes += s.T * s.D * (2 * s.hc + 2);
+  c.cost.flops += s.T * s.D * s.hc * 2 * (s.hc + 1);
+  c.call = [=](OpContext& ctx, const Bound& b, const Step& step) {
+    const HcPreArgs pre = hc_pre_args(b, a, s, step);
+    return ctx.ops.hc_post_pre_norm(
+        ctx, {.post = {.streams = b.at<bf16>(a.streams) + step.first * s.hc * s.D,
+                       .out = b.at<bf16>(out) + step.first * s.D,
+                       .post = pre.post,
+                       .comb = pre.comb,
+                       .T = step.rows,
+                       .hc = s.hc,
+                       .D = s.D},
+              .next = {.pre = pre, .norm = b.at<bf16>(norm)}});
+  };
+  return c;
+}
+
 OpCase hc_head_case(const HcShape& s, int64_t R, uint64_t seed) {
   OpCase c{.op = "hc_head", .rows = R};
   Rng rng(seed);

@@ -36,6 +36,7 @@ std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows,
   add("embed", "embed", [=](uint64_t s) { return embed_case(T, hc.hc, D, 4096, s); });
   add("hc_pre", "mHC pre", [=](uint64_t s) { return hc_pre_case(hc, s); });
   add("hc_pre_norm", "mHC pre + norm", [=](uint64_t s) { return hc_pre_norm_case(hc, s); });
+  add("hc_post_pre_norm", "mHC post, pre + norm", [=](uint64_t s) { return hc_post_pre_norm_case(hc, s); });
   add("hc_post", "mHC post", [=](uint64_t s) { return hc_post_case(hc, s); });
   add("hc_head", "head mix",
       [=](uint64_t s) { return hc_head_case(hc, std::min<int64_t>(T, kMostDecodeRows), s); });
@@ -67,13 +68,16 @@ std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows,
   for (int i = 0; i < 2; ++i) csa.push_back(part(2 * d, bf, f32));
   for (int i = 0; i < 2; ++i) csa.push_back(part(2 * e, bf, f32));
   csa.push_back(part(m.index_n_heads, bf, out));
-  add("linear_stack", "projections SWA", [=](uint64_t s) { return linear_stack_case(swa, s); });
-  add("linear_stack", "projections CSA", [=](uint64_t s) { return linear_stack_case(csa, s); });
-  add("linear_stack", "projections HCA", [=](uint64_t s) { return linear_stack_case(hca, s); });
+  add("linear_stack", "projections SWA", [=](uint64_t s) { return linear_stack_case(swa, false, s); });
+  add("linear_stack", "projections CSA", [=](uint64_t s) { return linear_stack_case(csa, false, s); });
+  add("linear_stack", "projections HCA", [=](uint64_t s) { return linear_stack_case(hca, false, s); });
 
-  const GroupedShape wo{.T = T, .G = G, .R = m.o_lora_rank, .H = H, .d = d, .r = r};
+  const auto query = [=](int64_t N) { return LinearShape{.T = T, .N = N, .K = lora}; };
+  const std::vector<LinearShape> queries = {query(H * d), query(m.index_n_heads * e)};
+  add("linear_stack", "q norm, queries CSA", [=](uint64_t s) { return linear_stack_case(queries, true, s); });
+
+  const GroupedShape wo{.T = T, .G = G, .R = m.o_lora_rank, .H = H, .d = d};
   add("grouped_linear", "wo_a", [=](uint64_t s) { return grouped_linear_case(wo, s); });
-  add("out_project", "inverse RoPE + wo_a", [=](uint64_t s) { return out_project_case(wo, s); });
 
   const HeadShape heads{.T = T, .H = H, .d = d, .r = r};
   add("rope", "RoPE of q", [=](uint64_t s) { return rope_case(heads, false, s); });
@@ -108,6 +112,13 @@ std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows,
   add("attention", cat("SWA", at), [=](uint64_t s) { return attention_case(a, s); });
   add("attention", cat("CSA", at), [=](uint64_t s) { return attention_case(a_csa, s); });
   add("attention", cat("HCA", at), [=](uint64_t s) { return attention_case(a_hca, s); });
+  const auto attend = [&](const char* kind, const AttentionShape& s) {
+    add("attend", cat("attend ", kind, at),
+        [=, heads = m.index_n_heads](uint64_t seed) { return attend_case(s, heads, e, seed); });
+  };
+  attend("SWA", a);
+  attend("CSA", a_csa);
+  attend("HCA", a_hca);
   add("ring_insert", "ring insert", [=](uint64_t s) { return ring_insert_case(a, s); });
 
   const RouterShape router{.T = T, .E = m.n_routed_experts, .D = D, .k = m.num_experts_per_tok};

@@ -35,10 +35,16 @@ void add_residual(Set& set) {
       const std::string name = cat("T=", T, " hc=4 D=", h.D, " iters=", h.iters);
       set.add("hc_pre", name, [=](uint64_t s) { return hc_pre_case(h, s); });
       set.add("hc_pre_norm", name, [=](uint64_t s) { return hc_pre_norm_case(h, s); });
+      set.add("hc_post_pre_norm", name, [=](uint64_t s) { return hc_post_pre_norm_case(h, s); });
       set.add("hc_post", name, [=](uint64_t s) { return hc_post_case(h, s); });
       set.add("hc_head", cat(name, " R=2"), [=](uint64_t s) { return hc_head_case(h, 2, s); });
       set.add("stream_add", name, [=](uint64_t s) { return stream_add_case(h, s); });
     }
+  }
+  for (const HcShape& h : {HcShape{.T = 70}, HcShape{.T = 3, .hc = 2, .D = 772}, HcShape{.T = 2, .D = 4096},
+                           HcShape{.T = 1, .D = 7168}}) {
+    set.add("hc_post_pre_norm", cat("T=", h.T, " hc=", h.hc, " D=", h.D),
+            [=](uint64_t s) { return hc_post_pre_norm_case(h, s); });
   }
   const HcShape flash{.T = 2, .D = 4096};
   set.add("hc_pre", "T=2 hc=4 D=4096", [=](uint64_t s) { return hc_pre_case(flash, s); });
@@ -88,9 +94,12 @@ void add_linear(Set& set) {
                                           part(128, bf, DType::kF32),
                                           part(8, bf)};
     set.add("linear_stack", cat("2 parts T=", T),
-            [=](uint64_t s) { return linear_stack_case(swa, s); });
+            [=](uint64_t s) { return linear_stack_case(swa, false, s); });
     set.add("linear_stack", cat("7 parts T=", T),
-            [=](uint64_t s) { return linear_stack_case(csa, s); });
+            [=](uint64_t s) { return linear_stack_case(csa, false, s); });
+    const std::vector<LinearShape> queries = {part(256, fp8), part(192, fp8)};
+    set.add("linear_stack", cat("norm, 2 parts T=", T),
+            [=](uint64_t s) { return linear_stack_case(queries, true, s); });
   }
 
   for (const int64_t T : {1, 3, 9, 33}) {
@@ -98,10 +107,9 @@ void add_linear(Set& set) {
     for (const GroupedShape& g :
          {GroupedShape{.T = T, .G = 2, .R = 64, .H = 4, .d = 128},
           GroupedShape{.T = T, .G = 2, .R = 128, .H = 6, .d = 192},
-          GroupedShape{.T = T, .G = 3, .R = 96, .H = 3, .d = 64, .r = 32}}) {
+          GroupedShape{.T = T, .G = 3, .R = 96, .H = 3, .d = 64}}) {
       const std::string name = cat("T=", T, " G=", g.G, " R=", g.R, " K=", g.H * g.d / g.G);
       set.add("grouped_linear", name, [=](uint64_t s) { return grouped_linear_case(g, s); });
-      set.add("out_project", name, [=](uint64_t s) { return out_project_case(g, s); });
     }
   }
 }
@@ -166,6 +174,14 @@ void add_attention(Set& set) {
       set.add("attention",
               cat(what, " H=", a.H, " d=", a.d, " W=", a.window, " m=", a.ratio, " topk=", a.topk),
               [=](uint64_t s) { return attention_case(a, s); });
+    }
+    // Every visible entry is chosen: near-ties of the indexer are the leaf's matter.
+    for (const AttentionShape& a :
+         {AttentionShape{.sequences = seqs, .window = 32},
+          AttentionShape{.sequences = seqs, .H = 6, .d = 192, .window = 32, .ratio = 128},
+          AttentionShape{.sequences = seqs, .H = 2, .d = 512, .window = 128, .ratio = 4, .topk = 130}}) {
+      set.add("attend", cat(what, " H=", a.H, " d=", a.d, " W=", a.window, " m=", a.ratio, " topk=", a.topk),
+              [=](uint64_t s) { return attend_case(a, 8, 64, s); });
     }
     for (const int64_t window : {32, 128}) {
       const AttentionShape a{.sequences = seqs, .d = 192, .window = window};

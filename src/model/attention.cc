@@ -31,10 +31,9 @@ Status attention_block(const BlockContext& block, const AttentionWeights& w, Act
   }
   DSV4_TRY(ctx.ops.linear_stack(ctx, stack));
 
-  DSV4_TRY(ctx.ops.rms_norm(ctx, {.x = act.qr, .w = plain<bf16>(w.q_norm), .y = act.qr, .T = T,
-                                  .N = config.q_lora_rank, .eps = eps}));
-  LinearStackArgs queries{.x = act.qr, .T = T, .K = config.q_lora_rank, .n = 1,
-                          .w = {w.wq_b.view()}, .y = {act.q}, .y_dtype = {DType::kBF16}};
+  LinearStackArgs queries{.x = act.qr, .T = T, .K = config.q_lora_rank, .norm = plain<bf16>(w.q_norm),
+                          .norm_eps = eps, .n = 1, .w = {w.wq_b.view()}, .y = {act.q},
+                          .y_dtype = {DType::kBF16}};
   if (layer.has_indexer()) {
     queries.w[1] = w.index_wq_b.view();
     queries.y[1] = act.index_q;
@@ -43,32 +42,43 @@ Status attention_block(const BlockContext& block, const AttentionWeights& w, Act
   }
   DSV4_TRY(ctx.ops.linear_stack(ctx, queries));
 
-  DSV4_TRY(ctx.ops.qkv(ctx, {.q = act.q, .kv = act.kv, .kv_norm = plain<bf16>(w.kv_norm),
-                             .positions = batch.positions, .rope = block.rope, .T = T, .H = H, .d = d,
-                             .eps = eps}));
-  DSV4_TRY(compressor_block(block, w, act, ctx));
-  DSV4_TRY(ctx.ops.attention(ctx, {.batch = batch,
-                                   .q = act.q,
-                                   .kv = act.kv,
-                                   .ring = block.cache.ring,
-                                   .entries = layer.has_compressor() ? block.cache.entries : PagedView{},
-                                   .ratio = layer.ratio,
-                                   .selected = layer.has_indexer() ? act.selected : nullptr,
-                                   .selected_count = layer.has_indexer() ? act.selected_count : nullptr,
-                                   .topk = config.index_topk,
-                                   .sink = plain<float>(w.sink),
-                                   .o = act.o,
-                                   .H = H,
-                                   .d = d,
-                                   .window = layer.window,
-                                   .r = config.qk_rope_head_dim}));
-  DSV4_TRY(ctx.ops.ring_insert(ctx, {.batch = batch, .kv = act.kv, .ring = block.cache.ring, .d = d,
-                                     .r = config.qk_rope_head_dim}));
+  AttendArgs attend{.qkv = {.q = act.q, .kv = act.kv, .kv_norm = plain<bf16>(w.kv_norm),
+                            .positions = batch.positions, .rope = block.rope, .T = T, .H = H, .d = d,
+                            .eps = eps},
+                    .entries = {},
+                    .keys = {},
+                    .select = {},
+                    .attention = {.batch = batch,
+                                  .q = act.q,
+                                  .kv = act.kv,
+                                  .ring = block.cache.ring,
+                                  .entries = {},
+                                  .ratio = layer.ratio,
+                                  .selected = nullptr,
+                                  .selected_count = nullptr,
+                                  .topk = config.index_topk,
+                                  .sink = plain<float>(w.sink),
+                                  .o = act.o,
+                                  .H = H,
+                                  .d = d,
+                                  .window = layer.window,
+                                  .r = config.qk_rope_head_dim},
+                    .ring_insert = {.batch = batch, .kv = act.kv, .ring = block.cache.ring, .d = d,
+                                    .r = config.qk_rope_head_dim}};
+  if (layer.has_compressor()) {
+    attend.entries = entry_args(block, w.compressor, act);
+    attend.attention.entries = block.cache.entries;
+  }
+  if (layer.has_indexer()) {
+    attend.keys = key_args(block, w.index_compressor, act);
+    attend.select = select_args(block, act);
+    attend.attention.selected = act.selected;
+    attend.attention.selected_count = act.selected_count;
+  }
+  DSV4_TRY(ctx.ops.attend(ctx, attend));
 
-  DSV4_TRY(ctx.ops.out_project(
-      ctx, {.rope = {.x = act.o, .positions = batch.positions, .rope = block.rope, .T = T, .H = H,
-                     .d = d, .inverse = true},
-            .linear = {.x = act.o, .w = w.wo_a.view(), .y = act.o_lora, .T = T, .G = config.o_groups}}));
+  DSV4_TRY(ctx.ops.grouped_linear(ctx, {.x = act.o, .w = w.wo_a.view(), .y = act.o_lora, .T = T,
+                                        .G = config.o_groups}));
   return ctx.ops.linear(ctx, {.x = act.o_lora, .w = w.wo_b.view(), .y = act.out,
                               .y_dtype = DType::kBF16, .T = T});
 }

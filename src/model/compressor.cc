@@ -21,32 +21,36 @@ CompressArgs compress_args(const BlockContext& block, const CompressorWeights& w
 
 }  // namespace
 
-Status compressor_block(const BlockContext& block, const AttentionWeights& w, Activations& act,
-                        OpContext& ctx) {
+CompressArgs entry_args(const BlockContext& block, const CompressorWeights& w, const Activations& act) {
   const LayerPlan& layer = block.layer;
-  const ModelConfig& config = block.config;
-  if (!layer.has_compressor()) return {};
-  CompressorSpec spec{.ratio = layer.ratio, .overlap = layer.overlap, .dim = config.head_dim};
-  DSV4_TRY(ctx.ops.compress(ctx, compress_args(block, w.compressor, act.c, act.s, spec)));
-  if (!layer.has_indexer()) return {};
+  return compress_args(block, w, act.c, act.s,
+                       {.ratio = layer.ratio, .overlap = layer.overlap, .dim = block.config.head_dim});
+}
 
-  spec.dim = config.index_head_dim;
-  CompressArgs keys = compress_args(block, w.index_compressor, act.index_c, act.index_s, spec);
+CompressArgs key_args(const BlockContext& block, const CompressorWeights& w, const Activations& act) {
+  const LayerPlan& layer = block.layer;
+  CompressArgs keys =
+      compress_args(block, w, act.index_c, act.index_s,
+                    {.ratio = layer.ratio, .overlap = layer.overlap, .dim = block.config.index_head_dim});
   keys.index_key = true;
   keys.tail = block.cache.key_tail;
   keys.out = block.cache.keys;
-  DSV4_TRY(ctx.ops.compress(ctx, keys));
-  return ctx.ops.index_select(ctx, {.batch = block.batch.view,
-                                    .q = act.index_q,
-                                    .weights = act.index_weights,
-                                    .keys = block.cache.keys,
-                                    .rope = block.rope,
-                                    .heads = config.index_n_heads,
-                                    .e = config.index_head_dim,
-                                    .ratio = layer.ratio,
-                                    .topk = config.index_topk,
-                                    .selected = act.selected,
-                                    .selected_count = act.selected_count});
+  return keys;
+}
+
+IndexSelectArgs select_args(const BlockContext& block, const Activations& act) {
+  const ModelConfig& config = block.config;
+  return {.batch = block.batch.view,
+          .q = act.index_q,
+          .weights = act.index_weights,
+          .keys = block.cache.keys,
+          .rope = block.rope,
+          .heads = config.index_n_heads,
+          .e = config.index_head_dim,
+          .ratio = block.layer.ratio,
+          .topk = config.index_topk,
+          .selected = act.selected,
+          .selected_count = act.selected_count};
 }
 
 }  // namespace dsv4

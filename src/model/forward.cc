@@ -19,6 +19,24 @@ LayerCacheSpec layer_cache_spec(const ModelConfig& config, const LayerPlan& laye
   return spec;
 }
 
+BlockContext block_context(const Model& model, const LayerPlan& layer, const ForwardBatch& batch,
+                           const LayerCacheView& cache) {
+  const Buffer& freqs = layer.has_compressor() ? model.weights.rope_compressed : model.weights.rope_plain;
+  return {.config = model.config,
+          .layer = layer,
+          .batch = batch,
+          .cache = cache,
+          .rope = {.freqs = freqs.as<float>(), .r = model.config.qk_rope_head_dim}};
+}
+
+// From the normed input of the attention in act.x to the FFN's result in act.out.
+Status sublayers(const BlockContext& block, const LayerWeights& w, bf16* streams, Activations& act,
+                 OpContext& ctx) {
+  DSV4_TRY(attention_block(block, w.attn, act, ctx));
+  DSV4_TRY(mhc_between(block, w.hc_ffn, streams, act, ctx));
+  return ffn_block(block, w.ffn, act, ctx);
+}
+
 }  // namespace
 
 CacheSpec make_cache_spec(const ModelConfig& config, const ModelPlan& plan) {
@@ -38,17 +56,9 @@ CacheSpec make_cache_spec(const ModelConfig& config, const ModelPlan& plan) {
 Status run_layer(const Model& model, const LayerWeights& w, const LayerPlan& layer, bf16* streams,
                  Activations& act, const ForwardBatch& batch, const LayerCacheView& cache,
                  OpContext& ctx) {
-  const Buffer& freqs = layer.has_compressor() ? model.weights.rope_compressed : model.weights.rope_plain;
-  const BlockContext block{.config = model.config,
-                           .layer = layer,
-                           .batch = batch,
-                           .cache = cache,
-                           .rope = {.freqs = freqs.as<float>(), .r = model.config.qk_rope_head_dim}};
+  const BlockContext block = block_context(model, layer, batch, cache);
   DSV4_TRY(mhc_in(block, w.hc_attn, streams, act, ctx));
-  DSV4_TRY(attention_block(block, w.attn, act, ctx));
-  DSV4_TRY(mhc_out(block, streams, act, ctx));
-  DSV4_TRY(mhc_in(block, w.hc_ffn, streams, act, ctx));
-  DSV4_TRY(ffn_block(block, w.ffn, act, ctx));
+  DSV4_TRY(sublayers(block, w, streams, act, ctx));
   return mhc_out(block, streams, act, ctx);
 }
 
@@ -79,7 +89,11 @@ Status forward(const Model& model, Activations& act, const ForwardBatch& batch,
                                .streams = act.streams, .T = batch.view.rows, .hc = model.config.hc_mult,
                                .D = model.config.hidden_size}));
   for (size_t i = 0; i < w.layers.size(); ++i) {
-    DSV4_TRY(run_layer(model, w.layers[i], model.plan.layers[i], act.streams, act, batch, cache[i], ctx));
+    const BlockContext block = block_context(model, model.plan.layers[i], batch, cache[i]);
+    if (i == 0) DSV4_TRY(mhc_in(block, w.layers[i].hc_attn, act.streams, act, ctx));
+    DSV4_TRY(sublayers(block, w.layers[i], act.streams, act, ctx));
+    if (i + 1 == w.layers.size()) DSV4_TRY(mhc_out(block, act.streams, act, ctx));
+    else DSV4_TRY(mhc_between(block, w.layers[i + 1].hc_attn, act.streams, act, ctx));
   }
   return run_head(model, w.head, act.streams, act, batch, ctx);
 }

@@ -32,6 +32,7 @@ struct Op {
   X(hc_pre, HcPreArgs, leaf)                \
   X(hc_pre_norm, HcPreNormArgs, fused)      \
   X(hc_post, HcPostArgs, leaf)              \
+  X(hc_post_pre_norm, HcPostPreNormArgs, fused) \
   X(hc_head, HcHeadArgs, leaf)              \
   X(stream_add, StreamAddArgs, leaf)        \
   X(rms_norm, RmsNormArgs, leaf)            \
@@ -44,7 +45,7 @@ struct Op {
   X(index_select, IndexSelectArgs, leaf)    \
   X(attention, AttentionArgs, leaf)         \
   X(ring_insert, RingInsertArgs, leaf)      \
-  X(out_project, OutProjectArgs, fused)     \
+  X(attend, AttendArgs, fused)              \
   X(router, RouterArgs, leaf)               \
   X(moe, MoeArgs, leaf)
 

@@ -53,6 +53,11 @@ Result<Work> work_of(OpContext& ctx, const HcPreNormArgs& a) {
 }
 
 template <>
+Result<Work> work_of(OpContext& ctx, const HcPostPreNormArgs& a) {
+  return work_of(ctx, a.next.pre);
+}
+
+template <>
 Result<Work> work_of(OpContext&, const HcHeadArgs& a) {
   const int64_t n = a.hc * a.D;
   return Work{a.hc * n * 4, 2 * a.R * n * a.hc};
@@ -77,11 +82,6 @@ Result<Work> work_of(OpContext&, const LinearStackArgs& a) {
 template <>
 Result<Work> work_of(OpContext&, const GroupedLinearArgs& a) {
   return matrix_work(a.w, a.T);
-}
-
-template <>
-Result<Work> work_of(OpContext& ctx, const OutProjectArgs& a) {
-  return work_of(ctx, a.linear);
 }
 
 template <>
@@ -134,6 +134,17 @@ Result<Work> work_of(OpContext& ctx, const AttentionArgs& a) {
     w.flops += 4 * a.H * a.d * (std::min<int64_t>(a.window, p + 1) + entries(p, 1));
   }
   return w;
+}
+
+template <>
+Result<Work> work_of(OpContext& ctx, const AttendArgs& a) {
+  DSV4_ASSIGN(Work sum, work_of(ctx, a.attention));
+  if (a.attention.selected) {
+    DSV4_ASSIGN(const Work select, work_of(ctx, a.select));
+    sum.bytes += select.bytes;
+    sum.flops += select.flops;
+  }
+  return sum;
 }
 
 }  // namespace

@@ -62,7 +62,7 @@ TEST_P(Bench, DecodeCountsWhatAStepReads) {
   }
   EXPECT_EQ(bytes, r->bytes);
   for (const char* op :
-       {"embed", "linear", "attention", "index_select", "compress", "moe", "hc_head"}) {
+       {"embed", "linear", "linear_stack", "attend", "grouped_linear", "moe", "hc_head"}) {
     EXPECT_TRUE(ops.count(op)) << op;
   }
   // At least the BF16 head and every FP8 matrix once; at most all weights, and the cache.

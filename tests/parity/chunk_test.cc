@@ -1,5 +1,5 @@
-// However a sequence is cut into batches, alone or beside others, it sees the same: the attention
-// block's ops with a cache, once in one piece, then token by token, in ragged chunks and mixed.
+// However a sequence is cut into batches, alone or beside others, it sees the same: `attend` with a
+// cache, once in one piece, then token by token, in ragged chunks and mixed.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,11 +8,12 @@
 #include "bench/cases.h"
 #include "cache/kv_cache.h"
 #include "compare.h"
-#include "formats/quantise.h"
 #include "machine.h"
 
 namespace dsv4::parity {
 namespace {
+
+constexpr float kEps = 1e-6f;
 
 struct Layer {
   const char* name;
@@ -49,10 +50,6 @@ Inputs make_inputs(const Layer& l, int64_t n, uint64_t seed) {
   Inputs in{.n = n};
   in.q = random_bf16(n * l.H * l.d, rng);
   in.kv = random_bf16(n * l.d, rng);
-  for (int64_t row = 0; row < n; ++row) {
-    for (int64_t i = 0; i < l.d - l.r; i += kKv8Group)
-      kv8_round(in.kv.data() + row * l.d + i, kKv8Group);
-  }
   in.index_q = random_bf16(n * l.heads * l.e, rng);
   in.index_w = random_bf16(n * l.heads, rng);
   in.c = random_f32(n * 2 * l.d, rng);
@@ -165,70 +162,79 @@ class Chunks : public testing::TestWithParam<std::tuple<std::string, size_t>> {
                   *machine_.workspace};
     const LayerCacheView& at = cache.layers()[0];
     const RopeView rope{.freqs = put(freqs_), .r = l.r};
-    const bf16* kv = put(rows.kv);
+    bf16 *q = put(rows.q), *kv = put(rows.kv);
     std::vector<bf16> out(rows.q.size());
     bf16* o_rows = put(out);
-    int32_t *selected = nullptr, *count = nullptr;
+    AttendArgs a{.qkv = {.q = q,
+                         .kv = kv,
+                         .kv_norm = put(norm_),
+                         .positions = view.positions,
+                         .rope = rope,
+                         .T = b.rows(),
+                         .H = l.H,
+                         .d = l.d,
+                         .eps = kEps},
+                 .entries = {},
+                 .keys = {},
+                 .select = {},
+                 .attention = {.batch = view,
+                               .q = q,
+                               .kv = kv,
+                               .ring = at.ring,
+                               .entries = l.ratio ? at.entries : PagedView{},
+                               .ratio = l.ratio,
+                               .selected = nullptr,
+                               .selected_count = nullptr,
+                               .topk = l.topk,
+                               .sink = put(sink_),
+                               .o = o_rows,
+                               .H = l.H,
+                               .d = l.d,
+                               .window = l.window,
+                               .r = l.r},
+                 .ring_insert = {.batch = view, .kv = kv, .ring = at.ring, .d = l.d, .r = l.r}};
     if (l.ratio) {
       // With one column block the compressor reads the first `columns` values of what lies there.
       const int64_t columns = at.tail.columns;
-      CompressArgs a{.batch = view,
-                     .c = put(narrow(rows.c, 2 * l.d, columns)),
-                     .s = put(narrow(rows.s, 2 * l.d, columns)),
-                     .ape = put(ape_),
-                     .norm = put(norm_),
-                     .spec = {.ratio = l.ratio, .overlap = l.ratio == 4, .dim = l.d},
-                     .index_key = false,
-                     .rope = rope,
-                     .eps = 1e-6f,
-                     .tail = at.tail,
-                     .out = at.entries};
-      DSV4_TRY(ctx.ops.compress(ctx, a));
+      a.entries = {.batch = view,
+                   .c = put(narrow(rows.c, 2 * l.d, columns)),
+                   .s = put(narrow(rows.s, 2 * l.d, columns)),
+                   .ape = put(ape_),
+                   .norm = put(norm_),
+                   .spec = {.ratio = l.ratio, .overlap = l.ratio == 4, .dim = l.d},
+                   .index_key = false,
+                   .rope = rope,
+                   .eps = kEps,
+                   .tail = at.tail,
+                   .out = at.entries};
     }
     if (l.topk) {
-      CompressArgs a{.batch = view,
-                     .c = put(rows.key_c),
-                     .s = put(rows.key_s),
-                     .ape = put(ape_),
-                     .norm = put(norm_),
-                     .spec = {.ratio = l.ratio, .overlap = true, .dim = l.e},
-                     .index_key = true,
-                     .rope = rope,
-                     .eps = 1e-6f,
-                     .tail = at.key_tail,
-                     .out = at.keys};
-      DSV4_TRY(ctx.ops.compress(ctx, a));
-      selected = put(std::vector<int32_t>(static_cast<size_t>(b.rows() * l.topk)));
-      count = put(std::vector<int32_t>(static_cast<size_t>(b.rows())));
-      DSV4_TRY(ctx.ops.index_select(ctx, {.batch = view,
-                                          .q = put(rows.index_q),
-                                          .weights = put(rows.index_w),
-                                          .keys = at.keys,
-                                          .rope = rope,
-                                          .heads = l.heads,
-                                          .e = l.e,
-                                          .ratio = l.ratio,
-                                          .topk = l.topk,
-                                          .selected = selected,
-                                          .selected_count = count}));
+      a.keys = {.batch = view,
+                .c = put(rows.key_c),
+                .s = put(rows.key_s),
+                .ape = put(ape_),
+                .norm = put(norm_),
+                .spec = {.ratio = l.ratio, .overlap = true, .dim = l.e},
+                .index_key = true,
+                .rope = rope,
+                .eps = kEps,
+                .tail = at.key_tail,
+                .out = at.keys};
+      a.select = {.batch = view,
+                  .q = put(rows.index_q),
+                  .weights = put(rows.index_w),
+                  .keys = at.keys,
+                  .rope = rope,
+                  .heads = l.heads,
+                  .e = l.e,
+                  .ratio = l.ratio,
+                  .topk = l.topk,
+                  .selected = put(std::vector<int32_t>(static_cast<size_t>(b.rows() * l.topk))),
+                  .selected_count = put(std::vector<int32_t>(static_cast<size_t>(b.rows())))};
+      a.attention.selected = a.select.selected;
+      a.attention.selected_count = a.select.selected_count;
     }
-    DSV4_TRY(ctx.ops.attention(ctx, {.batch = view,
-                                     .q = put(rows.q),
-                                     .kv = kv,
-                                     .ring = at.ring,
-                                     .entries = l.ratio ? at.entries : PagedView{},
-                                     .ratio = l.ratio,
-                                     .selected = selected,
-                                     .selected_count = count,
-                                     .topk = l.topk,
-                                     .sink = put(sink_),
-                                     .o = o_rows,
-                                     .H = l.H,
-                                     .d = l.d,
-                                     .window = l.window,
-                                     .r = l.r}));
-    DSV4_TRY(
-        ctx.ops.ring_insert(ctx, {.batch = view, .kv = kv, .ring = at.ring, .d = l.d, .r = l.r}));
+    DSV4_TRY(ctx.ops.attend(ctx, a));
     DSV4_TRY(machine_.backend->download(*machine_.stream, out.data(), o_rows,
                                         out.size() * sizeof(bf16)));
     DSV4_TRY(machine_.backend->synchronize(*machine_.stream));

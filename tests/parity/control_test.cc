@@ -82,7 +82,7 @@ TEST_F(Controls, OneWrongElementIsCaught) {
   size_t checked = 0;
   for (const Sample& run : sample(machine_)) {
     const bool quantised =
-        run.c.op == "compress" || run.c.op == "index_select" || run.c.op == "qkv";
+        run.c.op == "compress" || run.c.op == "index_select" || run.c.op == "qkv" || run.c.op == "attend";
     for (size_t i = 0; i < run.out.size(); ++i) {
       if (run.out[i].dtype == DType::kI32) continue;
       Outputs damaged = run.out;

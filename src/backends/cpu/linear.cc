@@ -31,6 +31,15 @@ void run_jobs(Core& c, const Job* jobs, int64_t count, int worker, float* scratc
 
 Status linear_stack(OpContext& ctx, const LinearStackArgs& a) {
   if (a.T == 0) return {};
+  if (a.norm) {
+    Workspace::Scope scope(ctx.workspace);
+    LinearStackArgs normed = a;
+    DSV4_ASSIGN(bf16* x, scope.take<bf16>(a.T * a.K));
+    DSV4_TRY(rms_norm(ctx, {.x = a.x, .w = a.norm, .y = x, .T = a.T, .N = a.K, .eps = a.norm_eps}));
+    normed.x = x;
+    normed.norm = nullptr;
+    return linear_stack(ctx, normed);
+  }
   Core& c = core(ctx);
   const LinearKernels& kernels = c.kernels.linear;
   Panels act8{.kernels = &kernels, .rows = a.T, .K = a.K, .act8 = true};

@@ -100,10 +100,16 @@ struct GroupedLinearArgs {
   int64_t T, G;
 };
 
-// Fused: inverse RoPE of o in place, then the grouped linear (wo_a).
-struct OutProjectArgs {
-  RopeArgs rope;
-  GroupedLinearArgs linear;
+// Fused: all between an attention block's projections and its output projection. Qkv; Compress of
+// entries (layers with a ratio); Compress of keys and IndexSelect (where attention.selected is given);
+// Attention; RingInsert; inverse RoPE of o in place.
+struct AttendArgs {
+  QkvArgs qkv;
+  CompressArgs entries;    // attention.ratio > 0
+  CompressArgs keys;       // attention.selected != nullptr
+  IndexSelectArgs select;  // likewise
+  AttentionArgs attention;
+  RingInsertArgs ring_insert;
 };
 
 }  // namespace dsv4

@@ -21,10 +21,13 @@ struct LinearArgs {
 
 inline constexpr int kMaxStackedLinears = 8;
 
-// Fused: several linears over one input, e.g. every projection of an attention block's x.
+// Fused: several linears over one input, e.g. every projection of an attention block's x. With `norm`
+// the input is BF16(RMSNorm(x)); x itself stays as it is.
 struct LinearStackArgs {
   const bf16* x;  // [T, K]
   int64_t T, K;
+  const bf16* norm = nullptr;  // [K], or nullptr: none
+  float norm_eps = 0.0f;
   int32_t n;
   WeightView w[kMaxStackedLinears];
   void* y[kMaxStackedLinears];

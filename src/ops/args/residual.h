@@ -52,6 +52,13 @@ struct HcPostArgs {
   int64_t T, hc, D;
 };
 
+// Fused: HcPost of one sublayer, then HcPreNorm of the next on the streams that it leaves. The next
+// site's post and comb may lie where the first one's are.
+struct HcPostPreNormArgs {
+  HcPostArgs post;
+  HcPreNormArgs next;
+};
+
 // x[r] = RMSNorm(BF16(sum_j pre_j X_j)) of row rows[r]: hc_head and the final norm.
 struct HcHeadArgs {
   const bf16* streams;  // [T, hc, D]

@@ -55,7 +55,7 @@ TEST_F(Trace, FusedEntriesDoNotCountTheirLeavesTwice) {
   const TraceTable trace(backend_->ops());
   trace.enable(true);
   const bench::LinearShape part{.T = 2, .N = 128, .K = 128};
-  const bench::OpCase c = bench::linear_stack_case({part, part}, 1);
+  const bench::OpCase c = bench::linear_stack_case({part, part}, false, 1);
   run(c, trace);
   EXPECT_EQ(record(trace, "linear_stack").calls, 1);
   EXPECT_EQ(record(trace, "linear").calls, 2);

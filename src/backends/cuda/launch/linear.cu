@@ -262,7 +262,13 @@ Status linear(OpContext& ctx, const LinearArgs& a) {
 }
 
 Status linear_stack(OpContext& ctx, const LinearStackArgs& a) {
+  Workspace::Scope scratch(ctx.workspace);
   Params p{.n = a.n, .T = static_cast<int32_t>(a.T), .K = static_cast<int32_t>(a.K), .x = a.x};
+  if (a.norm) {
+    DSV4_ASSIGN(bf16* normed, scratch.take<bf16>(a.T * a.K));
+    DSV4_TRY(rms_norm(ctx, {.x = a.x, .w = a.norm, .y = normed, .T = a.T, .N = a.K, .eps = a.norm_eps}));
+    p.x = normed;
+  }
   for (int32_t i = 0; i < a.n; ++i) {
     DSV4_TRY(check_dtype("linear_stack", "y", a.y_dtype[i], {DType::kBF16, DType::kF32}));
     p.jobs[i] = make_job(a.w[i], a.y[i], a.y_dtype[i]);
