@@ -65,27 +65,41 @@ HWY_INLINE VF e2m1_low_nibble(VU word) {
 }
 #endif
 
-// Every format: kGroup values of K make one partial sum; kStep of them lie together in memory, in
-// kStepBytes, and fill kUnits units.
-//   load(block, step)              the codes of values step*kStep ... of K
-//   take(codes, i)                 unit i of them; called with i = 0, 1, ... kUnits-1 in turn
-//   scale(block, group, global)    per row
+// Every format: kLineUnits units of K in a line (tiles.h), and
+//   load(line)                            16 rows of it
+//   take(codes, i)                        unit i; called with i = 0, 1, ... kLineUnits-1 in turn
+//   scale(block, group, half, global)     per row
+// kAhead: gemv requests packed weights this far ahead, into the second-level cache.
 
-struct Fp4Values {
-  static constexpr int kGroup = 16;
-  static constexpr int kStep = 8;
-  static constexpr int kUnits = kStep / kUnitValues;
-  static constexpr int64_t kStepBytes = 64;
-  struct Codes {
-    VU v[kParts];
-  };
-  static HWY_INLINE Codes load(const uint8_t* block, int step) {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(block) + step * kTileRows;
-    Codes c;
-    DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) c.v[i] = hn::LoadU(DU(), words + i * kLanes);
-    return c;
+// A line as it is: one word per row.
+struct Words {
+  VU v[kParts];
+};
+
+HWY_INLINE Words load_words(const uint8_t* line) {
+  Words w;
+  DSV4_UNROLL
+  for (size_t i = 0; i < kParts; ++i) {
+    w.v[i] = hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(line) + i * kLanes);
   }
+  return w;
+}
+
+template <WeightFormat kWeights>
+struct Lines {
+  static constexpr WeightFormat kFormat = kWeights;
+  static constexpr int kGroup = static_cast<int>(group_values(kWeights));
+  static constexpr int kLineUnits = static_cast<int>(line_values(kWeights)) / kUnitValues;
+  static const uint8_t* scales(const uint8_t* block, int index, int half) {
+    return block + block_value_bytes(kWeights) + index * kTileRows + half * kHalfRows;
+  }
+};
+
+template <WeightFormat kWeights>
+struct Fp4 : Lines<kWeights> {
+  static constexpr int64_t kAhead = 7168;
+  using Codes = Words;
+  static HWY_INLINE Codes load(const uint8_t* line) { return load_words(line); }
 #if HWY_TARGET == HWY_AVX3_DL
   static HWY_INLINE V16 take(Codes& c, int index) {
     // BF16 bits. The permutation reads the low five bits of an index; the highest of them is foreign.
@@ -94,7 +108,7 @@ struct Fp4Values {
         0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0, 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
         0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
     const __m512i values = _mm512_permutexvar_epi16(c.v[0].raw, _mm512_load_si512(kTable));
-    if (index + 1 < kUnits) c.v[0].raw = _mm512_srli_epi16(c.v[0].raw, 4);
+    if (index + 1 < Fp4::kLineUnits) c.v[0].raw = _mm512_srli_epi16(c.v[0].raw, 4);
     return V16{{VF{_mm512_castsi512_ps(values)}}};
   }
 #else
@@ -108,17 +122,15 @@ struct Fp4Values {
 #endif
 };
 
-struct Mxfp4 : Fp4Values {
-  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
-  static HWY_INLINE V16 scale(const uint8_t* block, int group, float) {
-    return ue8m0_scales(block + block_value_bytes(kFormat) + group / 2 * kTileRows);
+struct Mxfp4 : Fp4<WeightFormat::kMxfp4> {
+  static HWY_INLINE V16 scale(const uint8_t* block, int group, int half, float) {
+    return ue8m0_scales(scales(block, group / 2, half));
   }
 };
 
-struct Nvfp4 : Fp4Values {
-  static constexpr WeightFormat kFormat = WeightFormat::kNvfp4;
-  static HWY_INLINE V16 scale(const uint8_t* block, int group, float global) {
-    const uint8_t* codes = block + block_value_bytes(kFormat) + group * kTileRows;
+struct Nvfp4 : Fp4<WeightFormat::kNvfp4> {
+  static HWY_INLINE V16 scale(const uint8_t* block, int group, int half, float global) {
+    const uint8_t* codes = scales(block, group, half);
     V16 r;
     DSV4_UNROLL
     for (size_t i = 0; i < kParts; ++i) {
@@ -148,106 +160,80 @@ struct E4m3Table {
   }
 };
 
-// Bytes of the codes that unit `index` of a step consists of, the first of each pair in the high half.
-struct E4m3Places {
-  alignas(64) uint8_t bytes[2][64] = {};
-  constexpr E4m3Places() {
-    for (int i = 0; i < 64; ++i) {
-      for (int unit = 0; unit < 2; ++unit) {
-        bytes[unit][i] = static_cast<uint8_t>(unit * 32 + i / 4 * 2 + (i % 4 < 2 ? 1 : 0));
-      }
-    }
-  }
+struct Fp8Codes {
+  // BF16 bytes of all codes, with the sign.
+  __m512i high, low;
 };
 
-struct Fp8Values {
-  static constexpr int kStep = 4;
-  static constexpr int kUnits = 2;
-  static constexpr int64_t kStepBytes = 64;
+HWY_INLINE __m512i select_bits(__m512i mask, __m512i one, __m512i other) {
+  return _mm512_ternarylogic_epi32(mask, one, other, 0xca);
+}
+
+struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
   static constexpr float kFactor = 1.0f;
-  using Codes = __m512i;
-  static HWY_INLINE Codes load(const uint8_t* block, int step) {
-    return _mm512_loadu_si512(block + step * kStepBytes);
-  }
-  static HWY_INLINE V16 take(Codes c, int index) {
+  using Codes = Fp8Codes;
+  static HWY_INLINE Codes load(const uint8_t* line) {
     static constexpr E4m3Table kTable;
-    static constexpr E4m3Places kPlaces;
     const auto at = [](const uint8_t* p) HWY_ATTR { return _mm512_load_si512(p); };
-    const __m512i codes = _mm512_permutexvar_epi8(at(kPlaces.bytes[index]), c);
+    const __m512i codes = _mm512_loadu_si512(line);
     const __m512i high = _mm512_permutex2var_epi8(at(kTable.high), codes, at(kTable.high + 64));
-    // Low bytes looked up, high bytes still the code, whose sign is the value's.
-    const __m512i low = _mm512_mask2_permutex2var_epi8(at(kTable.low), codes, 0x5555555555555555ull,
-                                                       at(kTable.low + 64));
-    const __m512i use_high = _mm512_set1_epi16(0x7f00);
-    return V16{{VF{_mm512_castsi512_ps(_mm512_ternarylogic_epi32(use_high, high, low, 0xca))}}};
+    return {select_bits(_mm512_set1_epi8(0x7f), high, codes),
+            _mm512_permutex2var_epi8(at(kTable.low), codes, at(kTable.low + 64))};
+  }
+  // The even bytes, then the odd.
+  static HWY_INLINE V16 take(const Codes& c, int index) {
+    const __m512i high = index == 0 ? _mm512_slli_epi16(c.high, 8) : c.high;
+    const __m512i low = index == 0 ? c.low : _mm512_srli_epi16(c.low, 8);
+    return V16{{VF{_mm512_castsi512_ps(select_bits(_mm512_set1_epi16(-0x100), high, low))}}};
   }
 };
 #else
-struct Fp8Values {
-  static constexpr int kStep = 2;
-  static constexpr int kUnits = 2;
-  static constexpr int64_t kStepBytes = 32;
+struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
   static constexpr float kFactor = 256.0f;
-  struct Codes {
-    hn::Vec<DH> v[kParts];
-  };
-  static HWY_INLINE Codes load(const uint8_t* block, int step) {
-    const uint16_t* pairs = reinterpret_cast<const uint16_t*>(block) + step * kTileRows;
-    Codes c;
-    DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) c.v[i] = hn::LoadU(DH(), pairs + i * kLanes);
-    return c;
-  }
-  static HWY_INLINE V16 take(Codes& c, int index) {
+  using Codes = Words;
+  static HWY_INLINE Codes load(const uint8_t* line) { return load_words(line); }
+  static HWY_INLINE V16 take(const Codes& c, int index) {
+    const DU du;
     V16 r;
     DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) r.v[i] = e4m3_high(index == 0 ? hn::ShiftLeft<8>(c.v[i]) : c.v[i]);
+    for (size_t i = 0; i < kParts; ++i) {
+      VU code = index < 2 ? hn::ShiftLeft<8>(c.v[i]) : c.v[i];
+      if (index % 2 == 0) code = hn::ShiftRight<16>(code);
+      r.v[i] = e4m3_high(hn::TruncateTo(DH(), hn::And(code, hn::Set(du, 0xffffu))));
+    }
     return r;
   }
 };
 #endif
 
-struct Fp8 : Fp8Values {
-  static constexpr WeightFormat kFormat = WeightFormat::kFp8Tile128;
-  static constexpr int kGroup = 32;
-  static HWY_INLINE V16 scale(const uint8_t* block, int, float) {
-    V16 s = ue8m0_scales(block + block_value_bytes(kFormat));
+struct Fp8 : Fp8Lines {
+  static constexpr int64_t kAhead = 4096;
+  static HWY_INLINE V16 scale(const uint8_t* block, int, int half, float) {
+    V16 s = ue8m0_scales(scales(block, 0, half));
     DSV4_UNROLL
     for (size_t i = 0; i < kParts; ++i) s.v[i] = hn::Mul(s.v[i], hn::Set(DF(), kFactor));
     return s;
   }
 };
 
-struct Bf16 {
-  static constexpr WeightFormat kFormat = WeightFormat::kBf16;
-  static constexpr int kGroup = 32;
-  static constexpr int kStep = 2;
-  static constexpr int kUnits = kStep / kUnitValues;
-  static constexpr int64_t kStepBytes = 64;
-  using Codes = const uint32_t*;
-  static HWY_INLINE Codes load(const uint8_t* block, int step) {
-    return reinterpret_cast<const uint32_t*>(block) + step * kTileRows;
-  }
-  static HWY_INLINE V16 take(Codes pairs, int index) {
+struct Bf16 : Lines<WeightFormat::kBf16> {
+  static constexpr int64_t kAhead = 2048;
+  using Codes = Words;
+  static HWY_INLINE Codes load(const uint8_t* line) { return load_words(line); }
+  static HWY_INLINE V16 take(const Codes& pairs, int index) {
     const DU du;
     V16 r;
     DSV4_UNROLL
     for (size_t i = 0; i < kParts; ++i) {
-      VU pair = hn::LoadU(du, pairs + i * kLanes);
-      if constexpr (kUnits == 2) {
+      VU pair = pairs.v[i];
+      if constexpr (kLineUnits == 2) {
         pair = index == 0 ? hn::And(pair, hn::Set(du, 0xffff0000u)) : hn::ShiftLeft<16>(pair);
       }
       r.v[i] = hn::BitCast(DF(), pair);
     }
     return r;
   }
-  static HWY_INLINE V16 scale(const uint8_t*, int, float) { return set16(1.0f); }
-};
-
-// Stays FP32 whatever a unit is; see `dot_f32`.
-struct F32 {
-  static constexpr WeightFormat kFormat = WeightFormat::kF32;
-  static constexpr int kGroup = 32;
+  static HWY_INLINE V16 scale(const uint8_t*, int, int, float) { return set16(1.0f); }
 };
 
 }  // namespace dsv4::cpu::HWY_NAMESPACE

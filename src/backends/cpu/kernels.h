@@ -17,16 +17,16 @@ namespace dsv4::cpu {
 // two BF16 values of K, the first in the high half. The last panel holds what is left; Kp = K rounded up
 // to kTileK, filled with zeros. A single row is therefore a plain vector.
 inline constexpr int64_t kPanelRows = 12;
-// Rows multiplied with one decoded piece of weights, and tiles decoded together, at most.
+// Rows and tiles that one call of `multiply` takes at most.
 inline constexpr int64_t kPieceRows = 22 * kPanelRows;
-inline constexpr int64_t kPieceTiles = 8;
+inline constexpr int64_t kPieceTiles = 4;
 // Floats of scratch that one worker needs for `multiply`.
-inline constexpr int64_t kDecodeFloats = kPieceTiles * kTileRows * (kTileK + kMaxGroups);
+inline constexpr int64_t kDecodeFloats = kTileRows * (kTileK + 2 * kMaxGroups);  // two tiles of pairs, or one
 
 struct LinearKernels {
   int64_t unit_values = 1;  // values of K in a unit
-  // out[r * tiles * 16 + i] = row r of x times row i of `tiles` consecutive tiles; r < n <= kPieceRows.
-  // The sums have the same order whatever n and tiles are: groups of kGroup values of K ascending,
+  // out[r * tiles * 32 + i] = row r of x times row i of `tiles` consecutive tiles; r < n <= kPieceRows.
+  // The sums have the same order whatever n and tiles are: groups of K ascending (tiles.h),
   // each a chain of fused multiply-adds from zero, times its scale, added to the total ascending.
   void (*multiply)(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n,
                    float* decoded, float* out);

@@ -1,5 +1,5 @@
-// Multiplying packed weights: one row of activations (GEMV), or many (GEMM) with every piece of weights
-// decoded once. Both add the same numbers in the same order.
+// Multiplying packed weights with one row of activations (GEMV) or many (gemm-inl.h), and what belongs to a
+// linear's input and output.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backends/cpu/linear_kernels.cc"
 #include "backends/cpu/targets.h"
@@ -11,83 +11,98 @@
 #include <algorithm>
 #include <cstring>
 
-#include "backends/cpu/decode-inl.h"
+#include "backends/cpu/gemm-inl.h"
 #include "backends/cpu/kernels.h"
 #include "formats/quantise.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace dsv4::cpu::HWY_NAMESPACE {
 
-// Packed weights this far ahead are requested early, a few lines at a time between the sums: the
-// hardware prefetcher alone restarts at every page, and many requests at once wait for each other.
-constexpr int64_t kAhead = 4096;
-
-constexpr int64_t kTileUnits = kTileK / kUnitValues;
-
-HWY_INLINE void prefetch(const uint8_t* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
-}
-
-// One tile times one row of x. Groups run side by side, as many as there are registers for: their chains
-// are independent.
+// One tile times one row of x. The chains of two groups and both halves of the tile run side by side, which
+// is the order of the lines in memory; without pairs of K, those of four groups, to cover the latency.
 template <class F>
 void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
   constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
-  constexpr int kSide = std::min(kGroups, kParts == 1 ? 8 : 4);
-  constexpr int kSteps = F::kGroup / F::kStep;  // of a group
+  constexpr int kSide = kParts == 1 && kUnitValues == 1 ? 4 : 2;
   constexpr int kGroupUnits = F::kGroup / kUnitValues;
+  constexpr int kSteps = kGroupUnits / F::kLineUnits;  // lines of a group
   constexpr int64_t kBytes = block_bytes(F::kFormat);
   constexpr int64_t kScaleBytes = kBytes - block_value_bytes(F::kFormat);
   const uint8_t* block = w.data + tile * w.tile_bytes();
-  V16 total = set16(0.0f);
+  V16 total[2] = {set16(0.0f), set16(0.0f)};
   for (int64_t b = w.blocks(); b > 0; --b, block += kBytes, x += kTileUnits) {
-    const uint8_t* ahead = block + kAhead;
     for (int first = 0; first < kGroups; first += kSide) {
-      V16 acc[static_cast<size_t>(kSide)];
+      V16 acc[kSide][2];
       DSV4_UNROLL
-      for (int g = 0; g < kSide; ++g) acc[g] = set16(0.0f);
-      for (int s = 0; s < kSteps; ++s, ahead += kSide * F::kStepBytes) {
-        prefetch(ahead, kSide * F::kStepBytes);
-        typename F::Codes codes[static_cast<size_t>(kSide)];
+      for (int g = 0; g < kSide; ++g) acc[g][0] = acc[g][1] = set16(0.0f);
+      for (int s = 0; s < kSteps; ++s) {
+        typename F::Codes codes[kSide][2];
         DSV4_UNROLL
-        for (int g = 0; g < kSide; ++g) codes[g] = F::load(block, (first + g) * kSteps + s);
+        for (int g = 0; g < kSide; ++g) {
+          const uint8_t* lines = block + line_at(F::kFormat, (first + g) * kSteps + s, 0);
+          DSV4_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            codes[g][half] = F::load(lines + half * kLineBytes);
+            prefetch(lines + half * kLineBytes + F::kAhead, kLineBytes);
+          }
+        }
         DSV4_UNROLL
-        for (int i = 0; i < F::kUnits; ++i) {
+        for (int i = 0; i < F::kLineUnits; ++i) {
           DSV4_UNROLL
           for (int g = 0; g < kSide; ++g) {
-            acc[g] = dot16(F::take(codes[g], i), x[(first + g) * kGroupUnits + s * F::kUnits + i], acc[g]);
+            const float unit = x[(first + g) * kGroupUnits + s * F::kLineUnits + i];
+            DSV4_UNROLL
+            for (int half = 0; half < 2; ++half) {
+              acc[g][half] = dot16(F::take(codes[g][half], i), unit, acc[g][half]);
+            }
           }
         }
       }
       DSV4_UNROLL
-      for (int g = 0; g < kSide; ++g) total = fma16(acc[g], F::scale(block, first + g, w.global_scale), total);
+      for (int g = 0; g < kSide; ++g) {
+        DSV4_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          total[half] = fma16(acc[g][half], F::scale(block, first + g, half, w.global_scale), total[half]);
+        }
+      }
     }
-    // In order of address; a few bytes of scales share a line with the next block.
-    if constexpr (kScaleBytes >= 64) prefetch(ahead, kScaleBytes);
+    prefetch(block + kBytes - kScaleBytes + F::kAhead, kScaleBytes);
   }
-  store16(total, out);
+  store16(total[0], out);
+  store16(total[1], out + kHalfRows);
 }
 
 // FP32 weights cannot be BF16 pairs: one tile times one row, whose units are x_stride apart, each value
 // of a unit made a float.
 void gemv_f32(const Tiles& w, int64_t tile, const float* x, int64_t x_stride, float* out) {
-  const float* values = reinterpret_cast<const float*>(w.data + tile * w.tile_bytes());
-  V16 total = set16(0.0f);
-  for (int64_t k = 0; k < w.padded_cols(); k += F32::kGroup) {
-    V16 acc = set16(0.0f);
-    for (int64_t i = 0; i < F32::kGroup; i += kUnitValues, x += x_stride) {
-      float value[2] = {*x};
-      if constexpr (kUnitValues == 2) {
-        const uint32_t pair = float_to_bits(*x);
-        value[0] = bits_to_float(pair & 0xffff0000u);
-        value[1] = bits_to_float(pair << 16);
+  constexpr WeightFormat kFormat = WeightFormat::kF32;
+  constexpr int64_t kGroup = group_values(kFormat);
+  const uint8_t* block = w.data + tile * w.tile_bytes();
+  V16 total[2] = {set16(0.0f), set16(0.0f)};
+  for (int64_t b = w.blocks(); b > 0; --b, block += block_bytes(kFormat)) {
+    for (int64_t first = 0; first < kTileK; first += kGroup) {
+      V16 acc[2] = {set16(0.0f), set16(0.0f)};
+      for (int64_t k = first; k < first + kGroup; x += x_stride) {
+        float value[2] = {*x};
+        if constexpr (kUnitValues == 2) {
+          const uint32_t pair = float_to_bits(*x);
+          value[0] = bits_to_float(pair & 0xffff0000u);
+          value[1] = bits_to_float(pair << 16);
+        }
+        DSV4_UNROLL
+        for (int v = 0; v < kUnitValues; ++v, ++k) {
+          DSV4_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            const V16 line = load16(reinterpret_cast<const float*>(block + line_at(kFormat, k, half)));
+            acc[half] = fma16(line, set16(value[v]), acc[half]);
+          }
+        }
       }
-      DSV4_UNROLL
-      for (int v = 0; v < kUnitValues; ++v, values += kTileRows) acc = fma16(load16(values), set16(value[v]), acc);
+      for (int half = 0; half < 2; ++half) total[half] = fma16(acc[half], set16(1.0f), total[half]);
     }
-    total = fma16(acc, set16(1.0f), total);
   }
-  store16(total, out);
+  store16(total[0], out);
+  store16(total[1], out + kHalfRows);
 }
 
 void multiply_f32(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* out) {
@@ -96,157 +111,6 @@ void multiply_f32(const Tiles& w, int64_t tile, int64_t tiles, const float* x, i
     const int64_t first = r / kPanelRows * kPanelRows, stride = std::min(kPanelRows, n - first);
     for (int64_t t = 0; t < tiles; ++t) {
       gemv_f32(w, tile + t, x + first * depth + r - first, stride, out + (r * tiles + t) * kTileRows);
-    }
-  }
-}
-
-// Units [kTileUnits][stride] and scales [groups][stride] of one block.
-template <class F>
-void decode(const Tiles& w, int64_t tile, int64_t b, int64_t stride, float* units, float* scales) {
-  const uint8_t* block = w.data + tile * w.tile_bytes() + b * block_bytes(F::kFormat);
-  for (int step = 0; step < kTileK / F::kStep; ++step) {
-    prefetch(block + kAhead + step * F::kStepBytes, F::kStepBytes);
-    typename F::Codes codes = F::load(block, step);
-    DSV4_UNROLL
-    for (int i = 0; i < F::kUnits; ++i) store16(F::take(codes, i), units + (step * F::kUnits + i) * stride);
-  }
-  for (int g = 0; g < kTileK / F::kGroup; ++g) {
-    store16(F::scale(block, g, w.global_scale), scales + g * stride);
-  }
-}
-
-// Registers: kR x kC sums, kC weights, one broadcast; and where pairs are multiplied, which leaves half
-// as many steps between the totals, kR x kC totals that stay for the whole block.
-#if HWY_TARGET == HWY_AVX3
-constexpr size_t kRows = 12, kCols = 2;
-#else
-constexpr size_t kRows = 6, kCols = 2;
-#endif
-constexpr bool kTotalsStay = kUnitValues == 2;
-
-struct MicroArgs {
-  const float* x;  // [kTileUnits][x_stride]
-  int64_t x_stride;
-  const float* w;       // [kTileUnits][w_stride]
-  const float* scales;  // [groups][w_stride]
-  int64_t w_stride;
-  float* out;  // [rows][out_stride]
-  int64_t out_stride;
-  int groups, group_units;
-};
-
-// Not inlined: the unrolled shapes would be copied into every format's gemm, and compiling them would
-// take most of the build.
-template <size_t kR, size_t kC>
-HWY_NOINLINE void micro(const MicroArgs& a) {
-  const DF df;
-  const float* x = a.x;
-  const float* w = a.w;
-  const auto out = [&](size_t r, size_t c) { return a.out + static_cast<int64_t>(r) * a.out_stride + c * kLanes; };
-  VF total[kTotalsStay ? kR : 1][kC];
-  if constexpr (kTotalsStay) {
-    DSV4_UNROLL
-    for (size_t r = 0; r < kR; ++r) {
-      DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) total[r][c] = hn::LoadU(df, out(r, c));
-    }
-  }
-  for (int g = 0; g < a.groups; ++g) {
-    VF acc[kR][kC];
-    DSV4_UNROLL
-    for (size_t r = 0; r < kR; ++r) {
-      DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) acc[r][c] = hn::Zero(df);
-    }
-    for (int k = 0; k < a.group_units; ++k, x += a.x_stride, w += a.w_stride) {
-      VF value[kC];
-      DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) value[c] = hn::LoadU(df, w + c * kLanes);
-      DSV4_UNROLL
-      for (size_t r = 0; r < kR; ++r) {
-        const VF xr = hn::Set(df, x[r]);
-        DSV4_UNROLL
-        for (size_t c = 0; c < kC; ++c) acc[r][c] = dot(xr, value[c], acc[r][c]);
-      }
-    }
-    VF scale[kC];
-    DSV4_UNROLL
-    for (size_t c = 0; c < kC; ++c) scale[c] = hn::LoadU(df, a.scales + g * a.w_stride + c * kLanes);
-    DSV4_UNROLL
-    for (size_t r = 0; r < kR; ++r) {
-      DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) {
-        if constexpr (kTotalsStay) {
-          total[r][c] = hn::MulAdd(acc[r][c], scale[c], total[r][c]);
-        } else {
-          hn::StoreU(hn::MulAdd(acc[r][c], scale[c], hn::LoadU(df, out(r, c))), df, out(r, c));
-        }
-      }
-    }
-  }
-  if constexpr (kTotalsStay) {
-    DSV4_UNROLL
-    for (size_t r = 0; r < kR; ++r) {
-      DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) hn::StoreU(total[r][c], df, out(r, c));
-    }
-  }
-}
-
-template <size_t kR>
-HWY_NOINLINE void micro_rows(size_t rows, size_t columns, const MicroArgs& a) {
-  if (rows == kR) {
-    if (columns == kCols) {
-      micro<kR, kCols>(a);
-    } else {
-      micro<kR, 1>(a);
-    }
-  } else if constexpr (kR > 1) {
-    micro_rows<kR - 1>(rows, columns, a);
-  }
-}
-
-template <class F>
-void gemm(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* decoded,
-          float* out) {
-  constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
-  const int64_t columns = tiles * kTileRows, depth = w.padded_cols() / kUnitValues;
-  float* scales = decoded + columns * kTileUnits;
-  memset(out, 0, static_cast<size_t>(n * columns) * sizeof(float));
-  for (int64_t b = 0; b < w.blocks(); ++b) {
-    // Pairs of tiles side by side, so that a row of the pair is one run of 32 floats.
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t pair = t / 2 * 2, width = std::min<int64_t>(2, tiles - pair) * kTileRows;
-      decode<F>(w, tile + t, b, width, decoded + pair * kTileRows * kTileUnits + (t - pair) * kTileRows,
-                scales + pair * kTileRows * kGroups + (t - pair) * kTileRows);
-    }
-    for (int64_t first = 0; first < n; first += kPanelRows) {
-      const int64_t panel_rows = std::min(kPanelRows, n - first);
-      const float* panel = x + first * depth + b * kTileUnits * panel_rows;
-      // The next panel's piece lies elsewhere; it arrives while this one is multiplied.
-      const float* next = panel + depth * panel_rows;
-      for (int64_t r = 0; r < panel_rows; r += static_cast<int64_t>(kRows)) {
-        for (int64_t pair = 0; pair < tiles; pair += 2) {
-          const int64_t share = kTileUnits * panel_rows * 2 / (tiles + 1);  // of the next piece, per pair
-          if (first + kPanelRows < n && r == 0) {
-            prefetch(reinterpret_cast<const uint8_t*>(next + pair / 2 * share), share * 4);
-          }
-          const int64_t width = std::min<int64_t>(2, tiles - pair) * kTileRows;
-          for (int64_t c = 0; c < width; c += static_cast<int64_t>(kCols * kLanes)) {
-            const MicroArgs args{.x = panel + r,
-                                 .x_stride = panel_rows,
-                                 .w = decoded + pair * kTileRows * kTileUnits + c,
-                                 .scales = scales + pair * kTileRows * kGroups + c,
-                                 .w_stride = width,
-                                 .out = out + (first + r) * columns + pair * kTileRows + c,
-                                 .out_stride = columns,
-                                 .groups = kGroups,
-                                 .group_units = F::kGroup / kUnitValues};
-            const size_t left = static_cast<size_t>(width - c) / kLanes;
-            micro_rows<kRows>(std::min(kRows, static_cast<size_t>(panel_rows - r)), left >= kCols ? kCols : 1, args);
-          }
-        }
-      }
     }
   }
 }

@@ -58,14 +58,12 @@ struct Panels {
 };
 
 // Calls sink(first_row, rows, first_tile, tiles, result) for pieces that cover all rows of x and
-// `range` of w's tiles; result is [rows][tiles * 16].
+// `range` of w's tiles; result is [rows][tiles * 32].
 template <class Sink>
 void multiply_range(const LinearKernels& kernels, const Tiles& w, IndexRange range, const Panels& x,
                     float* decoded, float* out, const Sink& sink) {
-  // Few rows: decoded weights should stay in the first-level cache, each is used but a few times.
-  const int64_t piece = x.rows > 1 && x.rows <= kPanelRows ? 2 : kPieceTiles;
-  for (int64_t t = range.begin; t < range.end; t += piece) {
-    const int64_t count = std::min(piece, range.end - t);
+  for (int64_t t = range.begin; t < range.end; t += kPieceTiles) {
+    const int64_t count = std::min(kPieceTiles, range.end - t);
     for (int64_t row = 0; row < x.rows; row += kPieceRows) {
       const int64_t n = std::min(kPieceRows, x.rows - row);
       kernels.multiply(w, t, count, x.at(row), n, decoded, out);

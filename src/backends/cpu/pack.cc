@@ -36,10 +36,7 @@ Published published(WeightFormat format, const void* values, const void* scales,
   return p;
 }
 
-// Bytes of K that one unit of a tile row holds.
-int64_t unit_bytes(WeightFormat format) { return format == WeightFormat::kFp8Tile128 ? 2 : 4; }
-
-// A published unit as the tile has it (tiles.h), and back.
+// The four bytes of a row in a line: as published -> as the tile has them (tiles.h), and back.
 uint32_t halves_swapped(uint32_t pair) { return pair << 16 | pair >> 16; }
 
 // Nibbles 0 1 2 3 4 5 6 7 from the lowest -> 1 3 5 7 0 2 4 6.
@@ -57,16 +54,21 @@ uint32_t nibbles_published(uint32_t w) {
   return ((even | even << 4) & 0x0f0f0f0f) | ((odd | odd << 4) & 0x0f0f0f0f) << 4;
 }
 
-// [16 rows][n units] -> [n units][16 rows]
-template <class Unit, class Change>
-void interleave(const uint8_t* const* rows, int64_t n, const Change& change, uint8_t* out) {
-  constexpr int64_t kBytes = sizeof(Unit);
-  for (int64_t i = 0; i < n; ++i) {
+// Codes 0 1 2 3 from the lowest byte -> 1 3 0 2.
+uint32_t codes_sorted(uint32_t w) { return (w >> 8 & 0xff) | (w >> 16 & 0xff00) | (w & 0xff) << 16 | (w & 0xff0000) << 8; }
+uint32_t codes_published(uint32_t w) { return (w >> 16 & 0xff) | (w & 0xff) << 8 | (w >> 8 & 0xff0000) | (w & 0xff00) << 16; }
+
+constexpr int64_t kWord = 4;  // bytes of a row in a line
+
+// [32 rows][words of K] -> lines
+template <class Change>
+void interleave(WeightFormat format, const uint8_t* const* rows, const Change& change, uint8_t* out) {
+  for (int64_t line = 0; line < kTileK / line_values(format); ++line) {
     for (int64_t r = 0; r < kTileRows; ++r) {
-      Unit unit;
-      memcpy(&unit, rows[r] + i * kBytes, sizeof unit);
-      unit = change(unit);
-      memcpy(out + (i * kTileRows + r) * kBytes, &unit, sizeof unit);
+      uint32_t word;
+      memcpy(&word, rows[r] + line * kWord, sizeof word);
+      word = change(word);
+      memcpy(out + line_at(format, line, r / kHalfRows) + r % kHalfRows * kWord, &word, sizeof word);
     }
   }
 }
@@ -84,10 +86,19 @@ bool any_nan_code(const uint8_t* codes, int64_t n) {
   return found != 0;
 }
 
-// Returns the row of the matrix in which a code is NaN, else -1: the kernels do not know such codes.
-int64_t pack_block(const Tiles& t, const Published& source, int64_t first_row, int64_t tile, int64_t b,
-                   uint8_t* out) {
-  int64_t nan_row = -1;
+// Products of act8 inputs and codes are multiples of 2^-40 (2^-9 of either code, 2^-22 of the smallest
+// scale of act8): times at least 2^-86 they are normal numbers. At the other end 448 * 2^100 is far from
+// the largest.
+bool folds(uint8_t ue8m0) { return ue8m0 >= 127 - 86 && ue8m0 <= 127 + 100; }
+
+struct PackedBlock {
+  int64_t nan_row = -1;  // of the matrix, in which a code is NaN: the kernels do not know such codes
+  bool scales_fold = true;
+};
+
+PackedBlock pack_block(const Tiles& t, const Published& source, int64_t first_row, int64_t tile, int64_t b,
+                       uint8_t* out) {
+  PackedBlock found;
   static constexpr uint8_t kZeros[kTileK * 4] = {};
   const int64_t values = block_value_bytes(t.format);
   const int64_t k_bytes = values / kTileRows;  // of one row in this block
@@ -106,17 +117,18 @@ int64_t pack_block(const Tiles& t, const Published& source, int64_t first_row, i
       memcpy(ragged[r], rows[r], static_cast<size_t>(here));
       rows[r] = ragged[r];
     }
-    if (t.format == WeightFormat::kFp8Tile128 && any_nan_code(rows[r], k_bytes)) nan_row = row;
+    if (t.format == WeightFormat::kFp8Tile128 && any_nan_code(rows[r], k_bytes)) found.nan_row = row;
   }
   switch (t.format) {
     case WeightFormat::kMxfp4:
-    case WeightFormat::kNvfp4: interleave<uint32_t>(rows, k_bytes / 4, nibbles_sorted, out); break;
-    case WeightFormat::kFp8Tile128: interleave<uint16_t>(rows, k_bytes / 2, std::identity(), out); break;
-    case WeightFormat::kBf16: interleave<uint32_t>(rows, k_bytes / 4, halves_swapped, out); break;
+    case WeightFormat::kNvfp4: interleave(t.format, rows, nibbles_sorted, out); break;
+    case WeightFormat::kFp8Tile128: interleave(t.format, rows, codes_sorted, out); break;
+    case WeightFormat::kBf16: interleave(t.format, rows, halves_swapped, out); break;
     case WeightFormat::kF32:
-    case WeightFormat::kI32: interleave<uint32_t>(rows, k_bytes / 4, std::identity(), out); break;
+    case WeightFormat::kI32: interleave(t.format, rows, std::identity(), out); break;
   }
   const int64_t scales = block_scales(t.format);
+  const bool powers = t.format != WeightFormat::kNvfp4;
   for (int64_t r = 0; r < kTileRows; ++r) {
     const int64_t row = tile * kTileRows + r;
     // Past the last row of this matrix; the next group's rows may follow in the source.
@@ -124,18 +136,18 @@ int64_t pack_block(const Tiles& t, const Published& source, int64_t first_row, i
     if (row < t.rows) from = source.scales + (first_row + row) / source.rows_per_scale * source.scale_row;
     for (int64_t s = 0; s < scales; ++s) {
       const int64_t at = b * scales + s;
-      const uint8_t scale = from && at < source.scale_row ? from[at] : 0;
-      if (t.format == WeightFormat::kNvfp4 && is_nan_code(scale)) nan_row = row;
+      const uint8_t scale = from && at < source.scale_row ? from[at] : powers ? 127 : 0;
+      if (!powers && is_nan_code(scale)) found.nan_row = row;
+      found.scales_fold &= powers && folds(scale);
       out[values + s * kTileRows + r] = scale;
     }
   }
-  return nan_row;
+  return found;
 }
 
 void unpack_tile(const Tiles& t, int64_t first_row, int64_t tile, uint8_t* values, uint8_t* scales) {
   const Published layout = published(t.format, values, scales, t.cols);
   const int64_t value_bytes = block_value_bytes(t.format), k_bytes = value_bytes / kTileRows;
-  const int64_t unit = unit_bytes(t.format);
   const FormatInfo& info = format_info(t.format);
   for (int64_t b = 0; b < t.blocks(); ++b) {
     const uint8_t* block = t.data + tile * t.tile_bytes() + b * block_bytes(t.format);
@@ -143,12 +155,13 @@ void unpack_tile(const Tiles& t, int64_t first_row, int64_t tile, uint8_t* value
       const int64_t row = first_row + tile * kTileRows + r;
       uint8_t* to = values + row * layout.row_bytes + b * k_bytes;
       const int64_t here = std::min(k_bytes, layout.row_bytes - b * k_bytes);
-      for (int64_t i = 0; i < here; i += unit) {
+      for (int64_t i = 0; i < here; i += kWord) {
         uint32_t word = 0;
-        memcpy(&word, block + (i / unit * kTileRows + r) * unit, static_cast<size_t>(unit));
+        memcpy(&word, block + line_at(t.format, i / kWord, r / kHalfRows) + r % kHalfRows * kWord, sizeof word);
         if (info.bits == 4) word = nibbles_published(word);
+        if (t.format == WeightFormat::kFp8Tile128) word = codes_published(word);
         if (t.format == WeightFormat::kBf16) word = halves_swapped(word);
-        memcpy(to + i, &word, static_cast<size_t>(std::min(unit, here - i)));
+        memcpy(to + i, &word, static_cast<size_t>(std::min(kWord, here - i)));
       }
       const int64_t count = scales ? block_scales(t.format) : 0;
       for (int64_t s = 0; s < count && b * count + s < layout.scale_row; ++s) {
@@ -266,6 +279,7 @@ Result<PackedWeight> pack(ThreadPool& pool, const PackRequest& request) {
   }
   // Each worker packs the tiles that it will multiply with.
   std::atomic<int64_t> nan_at{-1};  // matrix and row, one of those that have such a code
+  std::atomic<bool> scales_fold{true};
   pool.run([&](int worker) {
     for (size_t i = 0; i < packed->matrices.size(); ++i) {
       const Tiles& t = packed->matrices[i];
@@ -275,9 +289,12 @@ Result<PackedWeight> pack(ThreadPool& pool, const PackRequest& request) {
       const IndexRange range = split_range(t.tiles(), pool.threads(), worker);
       for (int64_t tile = range.begin; tile < range.end; ++tile) {
         for (int64_t b = 0; b < t.blocks(); ++b) {
-          const int64_t nan_row = pack_block(t, from, first_row, tile, b,
-                                             t.data + tile * t.tile_bytes() + b * block_bytes(t.format));
-          if (nan_row >= 0) nan_at.store(static_cast<int64_t>(i) * t.rows + nan_row, std::memory_order_relaxed);
+          const PackedBlock found = pack_block(t, from, first_row, tile, b,
+                                               t.data + tile * t.tile_bytes() + b * block_bytes(t.format));
+          if (found.nan_row >= 0) {
+            nan_at.store(static_cast<int64_t>(i) * t.rows + found.nan_row, std::memory_order_relaxed);
+          }
+          if (!found.scales_fold) scales_fold.store(false, std::memory_order_relaxed);
         }
       }
     }
@@ -287,6 +304,7 @@ Result<PackedWeight> pack(ThreadPool& pool, const PackRequest& request) {
                                        " of matrix ", nan / request.rows,
                                        "; the file is damaged or its conversion failed: fetch or convert it again"));
   }
+  for (Tiles& t : packed->matrices) t.scales_fold = scales_fold.load();
   return PackedWeight(std::move(packed), view, bytes);
 }
 

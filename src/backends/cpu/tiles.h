@@ -1,16 +1,19 @@
-// Physical layout of a packed weight: tiles of 16 rows, cut along K into blocks of 128 values. A vector
+// Physical layout of a packed weight: tiles of 32 rows, cut along K into blocks of 128 values. A vector
 // lane is a row of the weight, so one sum per lane needs no reduction across lanes and the order of
 // summation does not depend on how many lanes a vector has.
 //
-//   block of     values                                                   then, per 16 rows
-//   MXFP4        [16] x [16 rows] u32: 8 nibbles of K (below)             [4] x [16 rows] UE8M0
-//   NVFP4        same                                                     [8] x [16 rows] E4M3
-//   FP8          [64] x [16 rows] u16: 2 codes of K, low first            [16 rows] UE8M0
-//   BF16         [64] x [16 rows] u32: 2 values of K, high first
-//   F32          [128] x [16 rows]
+// A line of 64 bytes holds some values of K for 16 rows, so a tile has an upper and a lower half:
+//   MXFP4, NVFP4  [16 rows] u32: 8 nibbles of K (below)
+//   FP8           [16 rows] u32: 4 codes of K, second, fourth, first, third from the lowest byte up
+//   BF16          [16 rows] u32: 2 values of K, high half first
+//   F32           [16 rows]
+// Lines lie as `gemv` reads them, which is with two groups of K side by side: pair of groups, line of
+// the group, group of the pair, half of the tile. Then come the block's scales:
+//   MXFP4 [4] x [32 rows] UE8M0, NVFP4 [8] x [32 rows] E4M3, FP8 [32 rows] UE8M0
 //
 // Nibbles: values 0 2 4 6 lie in the high half of the word, 1 3 5 7 in the low half, both from the lowest
-// nibble up, so that a shift by 4j brings values 2j and 2j+1 to the bottom of the two halves.
+// nibble up, so that a shift by 4j brings values 2j and 2j+1 to the bottom of the two halves. The codes of
+// FP8 lie so that the even bytes are a pair of K, and the odd bytes.
 // Rows and K are padded with zeros up to whole tiles and blocks. A FP8 scale is kept per row because
 // the groups of a grouped linear need not begin at a multiple of 128 rows.
 #pragma once
@@ -21,9 +24,10 @@
 
 namespace dsv4::cpu {
 
-inline constexpr int64_t kTileRows = 16;
+inline constexpr int64_t kTileRows = 32, kHalfRows = 16;
 inline constexpr int64_t kTileK = 128;
-inline constexpr int64_t kMaxGroups = 8;
+inline constexpr int64_t kLineBytes = 64;
+inline constexpr int64_t kMaxGroups = 8;  // of a block
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -37,6 +41,22 @@ constexpr int64_t block_value_bytes(WeightFormat format) {
     case WeightFormat::kI32: return kTileRows * kTileK * 4;
   }
   return 0;
+}
+
+// Values of K in a line.
+constexpr int64_t line_values(WeightFormat format) {
+  return kLineBytes * kTileK * (kTileRows / kHalfRows) / block_value_bytes(format);
+}
+
+// Values of K that make one partial sum. Both FP4 formats share theirs, so that equal values give equal bits.
+constexpr int64_t group_values(WeightFormat format) {
+  return format == WeightFormat::kMxfp4 || format == WeightFormat::kNvfp4 ? 16 : 32;
+}
+
+// Where in a block the line lies that has values line * line_values ... of K.
+constexpr int64_t line_at(WeightFormat format, int64_t line, int64_t half) {
+  const int64_t steps = group_values(format) / line_values(format), group = line / steps;
+  return ((group / 2 * steps + line % steps) * 4 + group % 2 * 2 + half) * kLineBytes;
 }
 
 // Scale bytes per row of a block.
@@ -59,6 +79,9 @@ struct Tiles {
   uint8_t* data = nullptr;  // [tiles][blocks][block_bytes]
   int64_t rows = 0, cols = 0;
   float global_scale = 1.0f;  // NVFP4
+  // Every scale is a power of two (UE8M0, or none) so far from the ends of the range that it may be
+  // multiplied into a weight's BF16 and into any sum of its products without a rounding.
+  bool scales_fold = false;
 
   int64_t tiles() const { return ceil_div(rows, kTileRows); }
   int64_t blocks() const { return ceil_div(cols, kTileK); }

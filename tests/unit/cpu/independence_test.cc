@@ -81,6 +81,27 @@ TEST(Independence, LinearOfTheInstructionSet) {
   }
 }
 
+// Scales that may be folded into the weights of a batch, up to the last such, and scales that may not.
+TEST(Independence, LinearOfTheBatchWithScalesFarFromOne) {
+  constexpr int64_t kRows = 15, kN = 72, kK = 416;
+  const uint8_t folding[] = {41, 127, 227}, others[] = {0, 1, 40, 120, 228};
+  for (WeightFormat format : {WeightFormat::kFp8Tile128, WeightFormat::kMxfp4}) {
+    for (bool fold : {true, false}) {
+      Published w(WeightRole::kLinear, format, kN, kK, 1, 1, 41);
+      for (size_t i = 0; i < w.scales[0].size(); ++i) w.scales[0][i] = fold ? folding[i % 3] : others[i % 5];
+      const std::vector<bf16> x = tests::random_bf16(kRows * kK, 43);
+      Machine m(tests::cpu(2)), portable(tests::cpu(1, "scalar"));
+      const std::vector<float> all = run_linear(m, w, x, kRows);
+      EXPECT_TRUE(same_bits(run_linear(portable, w, x, kRows), all)) << format_info(format).name << " " << fold;
+      for (int64_t t = 0; t < kRows; ++t) {
+        const std::vector<bf16> row(x.begin() + t * kK, x.begin() + (t + 1) * kK);
+        const std::vector<float> alone(all.begin() + t * kN, all.begin() + (t + 1) * kN);
+        EXPECT_TRUE(same_bits(run_linear(m, w, row, 1), alone)) << format_info(format).name << " row " << t;
+      }
+    }
+  }
+}
+
 // The same values in both FP4 formats: the sums have the same order, so the bits agree.
 TEST(Independence, LosslessCastOfFp4) {
   constexpr int64_t kN = 32, kK = 256;
