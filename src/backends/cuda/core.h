@@ -34,21 +34,35 @@ Status allow_shared(Kernel* kernel, int bytes) {
                "shared memory of a kernel");
 }
 
+inline constexpr unsigned kMaxCluster = 16;  // blocks, sm_90; 8 without asking
+
+template <class Kernel>
+Status allow_clusters(Kernel* kernel) {
+  return check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+               "a cluster of 16 blocks");
+}
+
 // Puts a kernel behind what the stream holds. Its blocks may start while the kernel before it still runs
-// (programmatic dependent launch), so every kernel of an op begins with wait_for_previous().
+// (programmatic dependent launch), so every kernel of an op begins with wait_for_previous(). `cluster`
+// neighbouring blocks along x run together; above 8 the kernel needs allow_clusters().
 template <class... Params, class... Args>
-Status enqueue(OpContext& ctx, std::string_view name, void (*kernel)(Params...), dim3 grid, unsigned threads,
-               size_t shared_bytes, Args&&... args) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+Status enqueue_clusters(OpContext& ctx, std::string_view name, void (*kernel)(Params...), dim3 grid, unsigned cluster,
+                        unsigned threads, size_t shared_bytes, Args&&... args) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = cluster;
+  attributes[1].val.clusterDim.y = 1;
+  attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream(ctx);
-  config.attrs = &early;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
   // Exactly the parameter types of the kernel.
   std::tuple<Params...> values(std::forward<Args>(args)...);
   return std::apply(
@@ -57,6 +71,12 @@ Status enqueue(OpContext& ctx, std::string_view name, void (*kernel)(Params...),
         return check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers), name);
       },
       values);
+}
+
+template <class... Params, class... Args>
+Status enqueue(OpContext& ctx, std::string_view name, void (*kernel)(Params...), dim3 grid, unsigned threads,
+               size_t shared_bytes, Args&&... args) {
+  return enqueue_clusters(ctx, name, kernel, grid, 1, threads, shared_bytes, std::forward<Args>(args)...);
 }
 
 template <class T>

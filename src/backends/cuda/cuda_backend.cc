@@ -36,6 +36,7 @@ OpTable make_table() {
   t.hc_pre = {hc_pre, kName};
   t.hc_pre_norm = {hc_pre_norm, kName};
   t.hc_post = {hc_post, kName};
+  t.hc_post_pre_norm = {hc_post_pre_norm, kName};
   t.hc_head = {hc_head, kName};
   t.stream_add = {stream_add, kName};
   t.rms_norm = {rms_norm, kName};
@@ -48,6 +49,7 @@ OpTable make_table() {
   t.index_select = {index_select, kName};
   t.attention = {attention, kName};
   t.ring_insert = {ring_insert, kName};
+  t.attend = {attend, kName};
   t.router = {router, kName};
   t.moe = {moe, kName};
   return t;

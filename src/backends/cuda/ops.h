@@ -9,6 +9,7 @@ Status embed(OpContext& ctx, const EmbedArgs& a);
 Status hc_pre(OpContext& ctx, const HcPreArgs& a);
 Status hc_pre_norm(OpContext& ctx, const HcPreNormArgs& a);
 Status hc_post(OpContext& ctx, const HcPostArgs& a);
+Status hc_post_pre_norm(OpContext& ctx, const HcPostPreNormArgs& a);
 Status hc_head(OpContext& ctx, const HcHeadArgs& a);
 Status stream_add(OpContext& ctx, const StreamAddArgs& a);
 
@@ -23,6 +24,7 @@ Status compress(OpContext& ctx, const CompressArgs& a);
 Status index_select(OpContext& ctx, const IndexSelectArgs& a);
 Status attention(OpContext& ctx, const AttentionArgs& a);
 Status ring_insert(OpContext& ctx, const RingInsertArgs& a);
+Status attend(OpContext& ctx, const AttendArgs& a);
 
 Status router(OpContext& ctx, const RouterArgs& a);
 Status moe(OpContext& ctx, const MoeArgs& a);

@@ -3,6 +3,7 @@
 
 #include "backends/cuda/core.h"
 #include "backends/cuda/device/attention.cuh"
+#include "backends/cuda/launch/prepare.h"
 #include "backends/cuda/ops.h"
 #include "base/str.h"
 #include "ops/check.h"
@@ -20,7 +21,9 @@ Status launch(OpContext& ctx, const AttentionParams& p, int64_t rows) {
   DSV4_TRY(allow_shared(attention_kernel<HM, D>, kBytes));
   const dim3 grid(static_cast<unsigned>(p.max_chunks), static_cast<unsigned>(ceil_div<int64_t>(p.a.H, HM)),
                   static_cast<unsigned>(rows));
-  return enqueue(ctx, "attention_kernel", attention_kernel<HM, D>, grid, kAttentionThreads, kBytes, p);
+  if (p.cluster) DSV4_TRY(allow_clusters(attention_kernel<HM, D>));
+  return enqueue_clusters(ctx, "attention_kernel", attention_kernel<HM, D>, grid, p.cluster ? grid.x : 1, kAttentionThreads,
+                          kBytes, p);
 }
 
 template <int D>
@@ -32,17 +35,20 @@ Status launch_heads(OpContext& ctx, const AttentionParams& p, int64_t rows) {
 
 }  // namespace
 
-Status attention(OpContext& ctx, const AttentionArgs& a) {
+Status attention(OpContext& ctx, const AttentionArgs& a) { return attention_out(ctx, a, {}); }
+
+Status attention_out(OpContext& ctx, const AttentionArgs& a, const RopeView& rope) {
   DSV4_TRY(check_kv_format("attention", a.ring.format, KvFormat::kBf16));
   const int64_t T = a.batch.rows;
   if (T == 0) return {};
   int64_t most = a.window;
   if (a.entries.data) most += a.selected ? a.topk : a.batch.max_pages * a.entries.per_page;
-  AttentionParams p{.a = a, .max_chunks = static_cast<int32_t>(ceil_div<int64_t>(most, kChunk)),
+  AttentionParams p{.a = a, .rope = rope, .max_chunks = static_cast<int32_t>(ceil_div<int64_t>(most, kChunk)),
                     .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(a.d)))};
+  p.cluster = p.max_chunks > 1 && p.max_chunks <= kMaxChunksOfCluster;
   int64_t rows = std::min(T, kMaxRows);
   Workspace::Scope scratch(ctx.workspace);
-  if (p.max_chunks > 1) {
+  if (p.max_chunks > 1 && !p.cluster) {
     const int64_t per_row = p.max_chunks * a.H * a.d * static_cast<int64_t>(sizeof(float));
     rows = std::clamp<int64_t>(kPartialBytes / per_row, 1, rows);
     DSV4_ASSIGN(p.partial, scratch.take<float>(rows * p.max_chunks * a.H * a.d));
@@ -58,7 +64,7 @@ Status attention(OpContext& ctx, const AttentionArgs& a) {
       case 512: DSV4_TRY(launch_heads<512>(ctx, p, n)); break;
       default: return Status(Code::kUnsupported, cat("cuda: head dim ", a.d, ": expected 64, 128, 192, 256 or 512"));
     }
-    if (p.max_chunks > 1) {
+    if (p.max_chunks > 1 && !p.cluster) {
       DSV4_TRY(enqueue(ctx, "combine_kernel", combine_kernel, dim3(static_cast<unsigned>(a.H), static_cast<unsigned>(n)), 128, 0, p));
     }
   }

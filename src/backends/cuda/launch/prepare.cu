@@ -1,0 +1,351 @@
+// Everything between the projections and attention that rows of q, kv and the compressor need, side by
+// side in one grid: qkv (with the ring), compress, the indexer's queries. A warp makes a vector.
+#include "backends/cuda/launch/prepare.h"
+
+#include <algorithm>
+
+#include "backends/cuda/core.h"
+#include "backends/cuda/device/mma.cuh"
+#include "backends/cuda/device/rows.cuh"
+#include "backends/cuda/ops.h"
+#include "base/str.h"
+#include "ops/check.h"
+
+namespace dsv4::cuda {
+namespace {
+
+constexpr int kThreads = 512, kWarps = kThreads / 32;
+constexpr int kAhead = 8;  // rows of a column whose loads are in flight together
+
+struct Params {
+  Prepare p;
+  int32_t compress_blocks[2], head_blocks;  // then the indexer's
+};
+
+// Rows of one sequence as the compressor sees them: the batch's own rows, older ones from the tail.
+struct RawRows {
+  const CompressArgs& a;
+  int64_t first_row;
+  int first_position;
+  int64_t slot;
+
+  __device__ int64_t tail_at(int position) const {
+    return (slot * a.tail.rows + position % a.tail.rows) * a.tail.columns;
+  }
+  __device__ int64_t row_at(int position) const { return (first_row + position - first_position) * a.tail.columns; }
+  __device__ float4 c(int position, int column) const {
+    const float* from = position >= first_position ? a.c + row_at(position) : a.tail.c + tail_at(position);
+    return *reinterpret_cast<const float4*>(from + column);
+  }
+  __device__ float4 s(int position, int column) const {
+    if (position < first_position) return *reinterpret_cast<const float4*>(a.tail.s + tail_at(position) + column);
+    const float4 v = *reinterpret_cast<const float4*>(a.s + row_at(position) + column);
+    const float4 w = *reinterpret_cast<const float4*>(a.ape + position % a.spec.ratio * a.tail.columns + column);
+    return {v.x + w.x, v.y + w.y, v.z + w.z, v.w + w.w};
+  }
+};
+
+__device__ void store_tail(const CompressArgs& a, int64_t t, int seq, int position) {
+  const int64_t to = (static_cast<int64_t>(a.batch.seq_slot[seq]) * a.tail.rows + position % a.tail.rows) * a.tail.columns;
+  const int64_t from = t * a.tail.columns, ape = position % a.spec.ratio * a.tail.columns;
+  for (int i = threadIdx.x; i < a.tail.columns; i += blockDim.x) {
+    a.tail.c[to + i] = a.c[from + i];
+    a.tail.s[to + i] = a.s[from + i] + a.ape[ape + i];
+  }
+}
+
+__device__ float4 over(const float4& a, const float4& b, float (*f)(float, float)) {
+  return {f(a.x, b.x), f(a.y, b.y), f(a.z, b.z), f(a.w, b.w)};
+}
+
+// The end of an entry or key: norm, RoPE, quantiser, by one warp.
+template <int Q>
+__device__ void finish_entry(const CompressArgs& a, const float* entry, int begin, bf16* out) {
+  const int dim = static_cast<int>(a.spec.dim);
+  float x[Q][4], w[Q][4];
+  load_row(a.norm, dim, w);
+#pragma unroll
+  for (int k = 0; k < Q; ++k) {
+    const int i = element_of(k);
+    const float4 v = i < dim ? *reinterpret_cast<const float4*>(entry + i) : float4{0, 0, 0, 0};
+    x[k][0] = v.x;
+    x[k][1] = v.y;
+    x[k][2] = v.z;
+    x[k][3] = v.w;
+  }
+  const Rotation<Q> rotation(a.rope, dim, begin, false);
+  norm_row(x, w, dim, a.eps);
+  rotation.apply(x, dim, a.rope.r);
+  if constexpr (Q == 1) {
+    hadamard(x, dim);
+    idx4_row(x);
+  } else {
+    kv8_row(x, dim - static_cast<int>(a.rope.r));
+  }
+  store_row(x, dim, out);
+}
+
+// One row of the batch by one block; makes an entry where the row is the last of its window. Groups of
+// threads take neighbouring rows of the window, four columns each; the groups' sums are added in order.
+__device__ void compress_row(const CompressArgs& a, int64_t t, bool tail) {
+  __shared__ float4 first[kThreads], second[kThreads];
+  __shared__ float entry[kMaxRow];
+  const int seq = a.batch.row_seq[t], position = a.batch.positions[t];
+  const int m = static_cast<int>(a.spec.ratio), dim = static_cast<int>(a.spec.dim), quads = dim / 4;
+  const int64_t first_row = a.batch.seq_begin[seq];
+  const RawRows rows{a, first_row, a.batch.positions[first_row], a.batch.seq_slot[seq]};
+  wait_for_previous();
+  if (tail) store_tail(a, t, seq, position);
+  if ((position + 1) % m != 0) return;
+  const int index = position / m, begin = index * m;
+  const int from = a.spec.overlap && index > 0 ? begin - m : begin, n = begin + m - from;
+  const int groups = min(n, kThreads / quads), per = (n + groups - 1) / groups;
+  const int group = threadIdx.x / quads, at = threadIdx.x % quads * 4;
+  const int p0 = from + group * per, p1 = group < groups ? min(p0 + per, begin + m) : p0;
+  const auto column = [&](int p) { return a.spec.overlap && p >= begin ? dim + at : at; };
+
+  float4 top = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+  for (int p = p0; p < p1; p += kAhead) {
+    float4 s[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (p + i < p1) s[i] = rows.s(p + i, column(p + i));
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (p + i < p1) top = over(top, s[i], fmaxf);
+    }
+  }
+  first[threadIdx.x] = top;
+  __syncthreads();
+  for (int g = 0; g < groups; ++g) top = over(top, first[g * quads + at / 4], fmaxf);
+  __syncthreads();
+  float4 sum = {0, 0, 0, 0}, pooled = {0, 0, 0, 0};
+  const auto add = [](float s, float c, float m_, float& sum_, float& pooled_) {
+    const float e = expf(s - m_);
+    sum_ += e;
+    pooled_ = __fmaf_rn(c, e, pooled_);
+  };
+  for (int p = p0; p < p1; p += kAhead) {
+    float4 s[kAhead], c[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (p + i >= p1) continue;
+      s[i] = rows.s(p + i, column(p + i));
+      c[i] = rows.c(p + i, column(p + i));
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (p + i >= p1) continue;
+      add(s[i].x, c[i].x, top.x, sum.x, pooled.x);
+      add(s[i].y, c[i].y, top.y, sum.y, pooled.y);
+      add(s[i].z, c[i].z, top.z, sum.z, pooled.z);
+      add(s[i].w, c[i].w, top.w, sum.w, pooled.w);
+    }
+  }
+  first[threadIdx.x] = sum;
+  second[threadIdx.x] = pooled;
+  __syncthreads();
+  for (int i = threadIdx.x; i < dim; i += kThreads) {
+    float total = 0.0f, value = 0.0f;
+    for (int g = 0; g < groups; ++g) {
+      total += reinterpret_cast<const float*>(first)[g * dim + i];
+      value += reinterpret_cast<const float*>(second)[g * dim + i];
+    }
+    entry[i] = round_bf16(value / total);
+  }
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const int64_t page = a.batch.seq_pages[seq * a.batch.max_pages + index / a.out.per_page];
+  bf16* out = reinterpret_cast<bf16*>(a.out.data + (page * a.out.per_page + index % a.out.per_page) * a.out.row_bytes);
+  if (a.index_key) finish_entry<1>(a, entry, begin, out);
+  else finish_entry<kQuads>(a, entry, begin, out);
+}
+
+// Head h < H of row t is a query; head H is the row's key/value.
+__device__ void head(const Prepare& p, int64_t i) {
+  const QkvArgs& a = p.qkv;
+  if (i >= a.T * (a.H + 1)) return wait_for_previous();
+  const int64_t t = i / (a.H + 1), h = i % (a.H + 1);
+  const int d = static_cast<int>(a.d), position = a.positions[t];
+  const Rotation<kQuads> rotation(a.rope, d, position, false);
+  float x[kQuads][4];
+  if (h < a.H) {
+    wait_for_previous();
+    bf16* row = a.q + (t * a.H + h) * d;
+    load_row(row, d, x);
+    // The published BF16 chain; the mean's sum in FP32.
+    float squares = 0.0f;
+#pragma unroll
+    for (int k = 0; k < kQuads; ++k) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) squares += round_bf16(x[k][e] * x[k][e]);
+    }
+    const float mean = round_bf16(warp_sum(squares) / static_cast<float>(d));
+    const float r = round_bf16(1.0f / sqrtf(round_bf16(mean + a.eps)));
+#pragma unroll
+    for (int k = 0; k < kQuads; ++k) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) x[k][e] = round_bf16(x[k][e] * r);
+    }
+    rotation.apply(x, d, a.rope.r);
+    store_row(x, d, row);
+    return;
+  }
+  float w[kQuads][4];
+  load_row(a.kv_norm, d, w);
+  wait_for_previous();
+  bf16* row = a.kv + t * d;
+  load_row(row, d, x);
+  norm_row(x, w, d, a.eps);
+  rotation.apply(x, d, a.rope.r);
+  kv8_row(x, d - static_cast<int>(a.rope.r));
+  store_row(x, d, row);
+  const RingView& ring = p.ring_insert.ring;
+  if (!ring.data) return;
+  const int64_t slot = p.ring_insert.batch.seq_slot[p.ring_insert.batch.row_seq[t]];
+  store_row(x, d, reinterpret_cast<bf16*>(ring.data + (slot * ring.rows + position % ring.rows) * ring.row_bytes));
+}
+
+__device__ void index_head(const IndexSelectArgs& a, int64_t i) {
+  if (i >= a.batch.rows * a.heads) return wait_for_previous();
+  const int e = static_cast<int>(a.e);
+  const Rotation<1> rotation(a.rope, e, a.batch.positions[i / a.heads], false);
+  wait_for_previous();
+  float x[1][4];
+  load_row(a.q + i * e, e, x);
+  rotation.apply(x, e, a.rope.r);
+  hadamard(x, e);
+  idx4_row(x);
+  store_row(x, e, a.q + i * e);
+}
+
+__global__ void __launch_bounds__(kThreads) prepare_kernel(const __grid_constant__ Params q) {
+  int block = blockIdx.x;
+  for (int i = 0; i < 2; ++i) {
+    if (block < q.compress_blocks[i]) return compress_row(q.p.compress[i], block, q.p.tails);
+    block -= q.compress_blocks[i];
+  }
+  const int warp = threadIdx.x / 32;
+  if (block < q.head_blocks) return head(q.p, static_cast<int64_t>(block) * kWarps + warp);
+  index_head(q.p.index, static_cast<int64_t>(block - q.head_blocks) * kWarps + warp);
+}
+
+// The last tail.rows rows of every sequence, after all entries were made.
+__global__ void __launch_bounds__(kThreads) tail_kernel(const CompressArgs a) {
+  wait_for_previous();
+  const int64_t t = blockIdx.x;
+  const int seq = a.batch.row_seq[t];
+  if (t < a.batch.seq_begin[seq + 1] - a.tail.rows) return;
+  store_tail(a, t, seq, a.batch.positions[t]);
+}
+
+__global__ void ring_insert_kernel(const RingInsertArgs a) {
+  wait_for_previous();
+  const int64_t t = blockIdx.x;
+  const int seq = a.batch.row_seq[t];
+  if (t < a.batch.seq_begin[seq + 1] - a.ring.rows) return;  // a later row takes this place
+  const int64_t slot = a.batch.seq_slot[seq];
+  uint32_t* to = reinterpret_cast<uint32_t*>(a.ring.data +
+                                             (slot * a.ring.rows + a.batch.positions[t] % a.ring.rows) * a.ring.row_bytes);
+  const uint32_t* from = reinterpret_cast<const uint32_t*>(a.kv + t * a.d);
+  for (int i = threadIdx.x; i < a.d / 2; i += blockDim.x) to[i] = from[i];
+}
+
+Status check_row(std::string_view op, std::string_view what, int64_t n, int64_t r) {
+  if (n % 4 == 0 && n <= kMaxRow && r % 2 == 0 && r <= n) return {};
+  return Status(Code::kUnsupported, cat("cuda: ", op, ": ", what, " ", n, ", RoPE dims ", r, ": expected a multiple of 4 up to ",
+                                        kMaxRow, " and an even number within"));
+}
+Status check_index(std::string_view op, int64_t e) {
+  if (e == 64 || e == 128) return {};
+  return Status(Code::kUnsupported, cat("cuda: ", op, ": index head dim ", e, ": expected 64 or 128"));
+}
+
+}  // namespace
+
+Status prepare(OpContext& ctx, const Prepare& p) {
+  Params q{};
+  q.p = p;
+  int64_t grid = 0;
+  for (int i = 0; i < 2; ++i) {
+    const CompressArgs& c = p.compress[i];
+    if (!c.c) continue;
+    DSV4_TRY(check_kv_format("compress", c.out.format, KvFormat::kBf16));
+    DSV4_TRY(c.index_key ? check_index("compress", c.spec.dim) : check_row("compress", "dim", c.spec.dim, c.rope.r));
+    q.compress_blocks[i] = static_cast<int32_t>(c.batch.rows);
+    grid += c.batch.rows;
+  }
+  if (p.qkv.q) {
+    DSV4_TRY(check_row("qkv", "head dim", p.qkv.d, p.qkv.rope.r));
+    q.head_blocks = static_cast<int32_t>(ceil_div<int64_t>(p.qkv.T * (p.qkv.H + 1), kWarps));
+    grid += q.head_blocks;
+  }
+  if (p.ring_insert.ring.data) DSV4_TRY(check_kv_format("ring_insert", p.ring_insert.ring.format, KvFormat::kBf16));
+  if (p.index.q) {
+    DSV4_TRY(check_index("index_select", p.index.e));
+    grid += ceil_div<int64_t>(p.index.batch.rows * p.index.heads, kWarps);
+  }
+  if (grid == 0) return {};
+  return enqueue(ctx, "prepare_kernel", prepare_kernel, static_cast<unsigned>(grid), kThreads, 0, q);
+}
+
+Status qkv(OpContext& ctx, const QkvArgs& a) {
+  Prepare p;
+  p.qkv = a;
+  return prepare(ctx, p);
+}
+
+Status compress(OpContext& ctx, const CompressArgs& a) {
+  if (a.batch.rows == 0) return {};
+  const bool one_each = a.batch.rows == a.batch.sequences;
+  Prepare p;
+  p.compress[0] = a;
+  p.tails = one_each;
+  DSV4_TRY(prepare(ctx, p));
+  if (one_each) return {};
+  return enqueue(ctx, "tail_kernel", tail_kernel, static_cast<unsigned>(a.batch.rows), kThreads, 0, a);
+}
+
+Status ring_insert(OpContext& ctx, const RingInsertArgs& a) {
+  DSV4_TRY(check_kv_format("ring_insert", a.ring.format, KvFormat::kBf16));
+  if (a.batch.rows == 0) return {};
+  return enqueue(ctx, "ring_insert_kernel", ring_insert_kernel, static_cast<unsigned>(a.batch.rows), 128, 0, a);
+}
+
+Status attend(OpContext& ctx, const AttendArgs& a) {
+  const BatchView& batch = a.attention.batch;
+  const bool compressed = a.attention.ratio > 0, indexed = a.attention.selected != nullptr;
+  if (batch.rows == 0) return {};
+  if (batch.rows != batch.sequences) {
+    // Rows of a chunk still need what later ones replace in ring and tails.
+    Prepare first;
+    first.qkv = a.qkv;
+    if (indexed) first.index = a.select;
+    DSV4_TRY(prepare(ctx, first));
+    if (compressed) DSV4_TRY(compress(ctx, a.entries));
+    if (indexed) {
+      DSV4_TRY(compress(ctx, a.keys));
+      DSV4_TRY(select_entries(ctx, a.select));
+    }
+    DSV4_TRY(attention_out(ctx, a.attention, a.qkv.rope));
+    return ring_insert(ctx, a.ring_insert);
+  }
+  // One row per sequence: the place it takes in the ring is behind its window, so it may enter at once.
+  DSV4_TRY(check_dim("attend", "rows of the ring, at least", a.attention.window,
+                     std::min(a.attention.window, a.ring_insert.ring.rows)));
+  Prepare all;
+  all.qkv = a.qkv;
+  all.ring_insert = a.ring_insert;
+  all.tails = true;
+  if (compressed) all.compress[0] = a.entries;
+  if (indexed) {
+    all.compress[1] = a.keys;
+    all.index = a.select;
+  }
+  DSV4_TRY(prepare(ctx, all));
+  if (indexed) DSV4_TRY(select_entries(ctx, a.select));
+  return attention_out(ctx, a.attention, a.qkv.rope);
+}
+
+}  // namespace dsv4::cuda
