@@ -40,20 +40,31 @@ struct ModelFlags {
   bool json = false, no_fill = false;
 };
 
-// Of the backend's own device, or of this processor where its memory is the host's.
-Result<std::optional<bench::Peaks>> peaks_of(Backend& backend) {
+// What the backend is held to, of its own device, or of this processor where its memory is the host's; then
+// also with what memory is read between the things that are timed.
+struct Ceilings {
+  std::optional<bench::Peaks> peaks;
+  std::unique_ptr<bench::ReadMeter> reads;
+};
+
+Result<Ceilings> ceilings_of(Backend& backend) {
+  Ceilings c;
   DSV4_ASSIGN(const Buffer probe, backend.allocate(256));
-  if (probe.memory() != MemoryKind::kHost) return bench::device_peaks(backend);
+  if (probe.memory() != MemoryKind::kHost) {
+    DSV4_ASSIGN(c.peaks, bench::device_peaks(backend));
+    return c;
+  }
   DSV4_ASSIGN(const int threads, threads_from_environment());
-  ThreadPool pool(threads);
-  DSV4_ASSIGN(const bench::Peaks peaks, bench::measure_peaks(pool));
-  return std::optional<bench::Peaks>(peaks);
+  DSV4_ASSIGN(c.reads, bench::ReadMeter::make(threads));
+  c.peaks = bench::measure_peaks(*c.reads);
+  return c;
 }
 
 ordered_json machine_json(const Backend& backend, const std::optional<bench::Peaks>& peaks) {
   ordered_json j = {{"device", backend.name()}, {"describe", backend.describe()}};
   if (peaks) {
     j["read_gb_per_s"] = peaks->read_bytes_per_s * 1e-9;
+    if (peaks->best_read_bytes_per_s > 0) j["best_read_gb_per_s"] = peaks->best_read_bytes_per_s * 1e-9;
     j["fma_gflop_per_s"] = peaks->flops_per_s * 1e-9;
     if (peaks->bf16_flops_per_s > 0) j["bf16_dot_gflop_per_s"] = peaks->bf16_flops_per_s * 1e-9;
     j["peak_isa"] = peaks->isa;
@@ -67,6 +78,7 @@ void print_machine(const Backend& backend, const std::optional<bench::Peaks>& pe
   std::printf("device  %s\n", backend.describe().c_str());
   if (peaks) {
     std::printf("peak    read %.2f GB/s", peaks->read_bytes_per_s * 1e-9);
+    if (peaks->best_read_bytes_per_s > 0) std::printf(" (at best %.2f)", peaks->best_read_bytes_per_s * 1e-9);
     if (peaks->threads > 0) std::printf(", FP32 FMA %.1f GFLOP/s", peaks->flops_per_s * 1e-9);
     if (peaks->bf16_flops_per_s > 0) std::printf(", BF16 dot %.1f GFLOP/s", peaks->bf16_flops_per_s * 1e-9);
     if (peaks->threads > 0) std::printf(" (%d threads, %s)", peaks->threads, peaks->isa.c_str());
@@ -97,6 +109,7 @@ ordered_json to_json(const bench::OpTiming& t) {
                     {"flops", t.cost.flops},
                     {"gb_per_s", t.bytes_per_s * 1e-9},
                     {"gflop_per_s", t.flops_per_s * 1e-9}};
+  if (t.read_bytes_per_s > 0.0) j["read_gb_per_s"] = t.read_bytes_per_s * 1e-9;
   if (t.roofline > 0.0) {
     j["roofline"] = t.roofline;
     j["limit"] = t.memory_bound ? "memory" : "arithmetic";
@@ -106,8 +119,13 @@ ordered_json to_json(const bench::OpTiming& t) {
 }
 
 void print_op(const bench::OpTiming& t) {
-  std::printf("%-14s %-40s %5lld %11.1f %8.2f %8.1f ", t.op.c_str(), t.name.c_str(),
-              static_cast<long long>(t.rows), t.us, t.bytes_per_s * 1e-9, t.flops_per_s * 1e-9);
+  std::printf("%-14s %-40s %5lld %11.1f %8.2f ", t.op.c_str(), t.name.c_str(),
+              static_cast<long long>(t.rows), t.us, t.bytes_per_s * 1e-9);
+  if (t.read_bytes_per_s > 0.0)
+    std::printf("%7.2f ", t.read_bytes_per_s * 1e-9);
+  else
+    std::printf("%7s ", "-");
+  std::printf("%8.1f ", t.flops_per_s * 1e-9);
   if (t.roofline > 0.0)
     std::printf("%5.1f%% %-4s ", 100.0 * t.roofline, t.memory_bound ? "mem" : "flop");
   else
@@ -124,14 +142,15 @@ Status run_ops(const OpsFlags& f) {
   DSV4_ASSIGN(const ModelConfig config, any_config(f.config));
   DSV4_ASSIGN(const auto backend, make_backend(f.device));
   DSV4_ASSIGN(const auto reference, make_backend("reference"));
-  DSV4_ASSIGN(const auto peaks, peaks_of(*backend));
+  DSV4_ASSIGN(const Ceilings ceilings, ceilings_of(*backend));
+  const std::optional<bench::Peaks>& peaks = ceilings.peaks;
   ordered_json json = {{"machine", machine_json(*backend, peaks)},
                        {"config", f.config},
                        {"ops", ordered_json::array()}};
   if (!f.json) {
     print_machine(*backend, peaks);
-    std::printf("%-14s %-40s %5s %11s %8s %8s %6s %-3s %8s  %s\n", "op", "case", "rows", "us",
-                "GB/s", "GFLOP/s", "peak", "", "vs ref", "impl");
+    std::printf("%-14s %-40s %5s %11s %8s %7s %8s %6s %-3s %8s  %s\n", "op", "case", "rows", "us",
+                "GB/s", "read", "GFLOP/s", "peak", "", "vs ref", "impl");
   }
   const bool compare = !f.no_reference && backend->name() != "reference";
   for (const int64_t rows : f.rows) {
@@ -140,7 +159,7 @@ Status run_ops(const OpsFlags& f) {
           spec.name.find(f.filter) == std::string::npos)
         continue;
       const bench::OpCase c = spec.make();
-      auto timing = bench::time_op(c, *backend, peaks ? &*peaks : nullptr,
+      auto timing = bench::time_op(c, *backend, peaks ? &*peaks : nullptr, ceilings.reads.get(),
                                    compare ? reference.get() : nullptr, f.ops);
       if (!timing.ok()) return timing.status().with_context(cat(spec.op, " ", spec.name));
       if (f.json)
@@ -167,8 +186,9 @@ void print_model(const bench::ModelBenchResult& r, const std::optional<bench::Pe
               static_cast<double>(r.bytes) * 1e-9 / seconds,
               static_cast<double>(r.flops) * 1e-9 / seconds);
   if (peaks) {
-    std::printf(" = %.1f%% of the read bandwidth, %.1f%% of the best rate of multiply-adds",
+    std::printf(" = %.1f%% of the read bandwidth (%.2f), %.1f%% of the best rate of multiply-adds",
                 100.0 * static_cast<double>(r.bytes) / seconds / peaks->read_bytes_per_s,
+                peaks->read_bytes_per_s * 1e-9,
                 100.0 * static_cast<double>(r.flops) / seconds / peaks->best_flops_per_s());
   }
   std::printf("\n\n%-14s %7s %11s %6s %10s %8s %8s  %s\n", "op", "calls", "ms", "time", "MB",
@@ -200,6 +220,7 @@ ordered_json model_json(const bench::ModelBenchResult& r,
       {"gb_per_s", static_cast<double>(r.bytes) * 1e-9 / seconds},
       {"gflop_per_s", static_cast<double>(r.flops) * 1e-9 / seconds}};
   if (peaks) {
+    j["read_gb_per_s"] = peaks->read_bytes_per_s * 1e-9;
     j["share_of_read_bandwidth"] = static_cast<double>(r.bytes) / seconds / peaks->read_bytes_per_s;
     j["share_of_flop_rate"] = static_cast<double>(r.flops) / seconds / peaks->best_flops_per_s();
   }
@@ -236,7 +257,9 @@ Status run_model(ModelFlags f, bool decode) {
     DSV4_ASSIGN(synthetic, bench::make_synthetic(config, *backend, 1, progress));
     model = &synthetic.model;
   }
-  DSV4_ASSIGN(const auto peaks, peaks_of(*backend));
+  DSV4_ASSIGN(const Ceilings ceilings, ceilings_of(*backend));
+  std::optional<bench::Peaks> peaks = ceilings.peaks;
+  if (ceilings.reads) f.bench.between = [&ceilings] { ceilings.reads->sample(4); };
   const std::string what = f.synthetic.empty() ? f.model : cat("synthetic ", f.synthetic);
   const ModelConfig& c = model->config;
   if (!f.json) {
@@ -249,9 +272,11 @@ Status run_model(ModelFlags f, bool decode) {
   ordered_json results = ordered_json::array();
   for (const int64_t batch : f.batches) {
     f.bench.batch = batch;
+    if (ceilings.reads) ceilings.reads->restart();
     DSV4_ASSIGN(const bench::ModelBenchResult result,
                 decode ? bench::bench_decode(*model, *backend, f.bench, progress)
                        : bench::bench_prefill(*model, *backend, f.bench, progress));
+    if (ceilings.reads) peaks->read_bytes_per_s = ceilings.reads->median();  // that of these very steps
     if (f.json) {
       results.push_back(model_json(result, peaks));
       results.back()["batch"] = batch;
@@ -268,7 +293,7 @@ Status run_model(ModelFlags f, bool decode) {
     std::fflush(stdout);
   }
   if (f.json) {
-    const ordered_json j = {{"machine", machine_json(*backend, peaks)},
+    const ordered_json j = {{"machine", machine_json(*backend, ceilings.peaks)},
                             {"mode", decode ? "decode" : "prefill"},
                             {"model", what},
                             {"layers", c.num_hidden_layers},

@@ -126,6 +126,7 @@ Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend,
   std::vector<double> ms;
   for (int64_t i = 0; i < kWarmSteps; ++i) DSV4_TRY(decode_step(*s));
   for (int64_t i = 0; i < o.tokens; ++i) {
+    if (o.between) o.between();
     const auto at = Clock::now();
     DSV4_TRY(decode_step(*s));
     ms.push_back(ms_since(at));
@@ -150,6 +151,7 @@ Result<ModelBenchResult> bench_prefill(const Model& model, Backend& backend,
   std::vector<double> ms;
   for (int64_t i = 0; i <= o.repeats; ++i) {  // the first grows the workspace and is not counted
     s->sequences[0].clear();
+    if (o.between) o.between();
     const auto at = Clock::now();
     DSV4_TRY(s->feed(0, o.tokens, o.chunk));
     if (i > 0 || o.repeats == 0) ms.push_back(ms_since(at));

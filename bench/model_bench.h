@@ -1,6 +1,7 @@
 // Timing a whole model: decode steps of a batch, or the prefill of a prompt.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@ struct ModelBenchOptions {
   int64_t chunk = 512;  // rows of a prefill batch at most
   bool fill = true;     // decode: run the context through the model; false: leave the cache zero
   int64_t repeats = 3;  // prefill: times the prompt is run
+  std::function<void()> between;  // called before each timed step or prompt, untimed; may be empty
 };
 
 struct OpShare {

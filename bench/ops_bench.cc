@@ -11,8 +11,11 @@ using Clock = std::chrono::steady_clock;
 // The reference backend does about this much: scalar code with FP64 sums.
 constexpr double kReferenceFlops = 5e8;
 
+// How long calls run before memory is read again: short against the changes of a shared machine's bandwidth.
+constexpr double kTurnSeconds = 0.01;
+
 Status time_runs(const OpCase& c, Backend& backend, int64_t copies, double seconds, int64_t most,
-                 std::vector<double>& us) {
+                 ReadMeter* reads, std::vector<double>& us) {
   DSV4_ASSIGN(const std::unique_ptr<Stream> stream, backend.make_stream());
   Workspace workspace(backend);
   std::vector<std::unique_ptr<Bound>> bound;
@@ -23,9 +26,17 @@ Status time_runs(const OpCase& c, Backend& backend, int64_t copies, double secon
   OpContext ctx{backend, backend.ops(), *stream, workspace};
   if (most > 1) DSV4_TRY(c.call(ctx, *bound.back(), c.whole));
   DSV4_TRY(backend.synchronize(*stream));
-  double total = 0.0;
+  double total = 0.0, turn_ends = 0.0;
+  int64_t next = 0;
   for (int64_t i = 0; i < most && (i < 3 || total < seconds); ++i) {
-    const Bound& b = *bound[static_cast<size_t>(i % copies)];
+    if (reads && total >= turn_ends) {
+      reads->sample(2);
+      turn_ends = total + kTurnSeconds;
+      // Wakes the backend's threads.
+      DSV4_TRY(c.call(ctx, *bound[static_cast<size_t>(next++ % copies)], c.whole));
+      DSV4_TRY(backend.synchronize(*stream));
+    }
+    const Bound& b = *bound[static_cast<size_t>(next++ % copies)];
     const auto begin = Clock::now();
     DSV4_TRY(c.call(ctx, b, c.whole));
     DSV4_TRY(backend.synchronize(*stream));
@@ -52,8 +63,8 @@ Quantiles quantiles(std::vector<double> samples) {
           .p90 = samples[(samples.size() * 9) / 10]};
 }
 
-Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, Backend* reference,
-                         const OpsOptions& options) {
+Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, ReadMeter* reads,
+                         Backend* reference, const OpsOptions& options) {
   OpTiming t{.op = c.op,
              .name = c.name,
              .impl = std::string(impl_of(backend.ops(), c.op)),
@@ -65,7 +76,8 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
   t.copies = std::clamp<int64_t>(2 * cache / bytes + 1, 1, 64);
   t.copies = std::max<int64_t>(1, std::min(t.copies, (int64_t{1} << 30) / bytes));
   std::vector<double> us;
-  DSV4_TRY(time_runs(c, backend, t.copies, options.seconds, 2000, us));
+  if (reads) reads->restart();
+  DSV4_TRY(time_runs(c, backend, t.copies, options.seconds, 2000, reads, us));
   const Quantiles q = quantiles(us);
   t.runs = static_cast<int64_t>(us.size());
   t.us = q.median;
@@ -74,7 +86,8 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
   t.bytes_per_s = static_cast<double>(bytes) / (t.us * 1e-6);
   t.flops_per_s = static_cast<double>(c.cost.flops) / (t.us * 1e-6);
   if (peaks) {
-    const double memory = static_cast<double>(bytes) / peaks->read_bytes_per_s;
+    t.read_bytes_per_s = reads ? reads->median() : peaks->read_bytes_per_s;
+    const double memory = static_cast<double>(bytes) / t.read_bytes_per_s;
     const double arithmetic = static_cast<double>(c.cost.flops) / peaks->best_flops_per_s();
     t.memory_bound = memory >= arithmetic;
     // What fits into the cache even with all copies is not held to the speed of memory.
@@ -84,7 +97,7 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
   const double expected = static_cast<double>(c.cost.flops + bytes) / kReferenceFlops;
   if (reference && expected <= options.reference_seconds) {
     us.clear();
-    DSV4_TRY(time_runs(c, *reference, 1, 0.0, expected < 0.05 ? 5 : 1, us));
+    DSV4_TRY(time_runs(c, *reference, 1, 0.0, expected < 0.05 ? 5 : 1, nullptr, us));
     t.reference_us = quantiles(us).median;
   }
   return t;

@@ -24,6 +24,7 @@ struct OpTiming {
   // Time that the roofline would take over the time taken, and which of its sides is the limit; 0
   // where no peaks are known, or where memory would be the limit and the data fits into the cache.
   double roofline = 0.0;
+  double read_bytes_per_s = 0.0;  // of memory, measured in turn with the calls where that was possible
   bool memory_bound = false;
   double reference_us = 0.0;  // 0: not measured
 };
@@ -33,9 +34,10 @@ struct OpsOptions {
   double reference_seconds = 1;  // cases that reference is expected to exceed are left out; 0: all
 };
 
-// `peaks` may be nullptr (not a CPU backend).
-Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, Backend* reference,
-                         const OpsOptions& options);
+// `peaks` and `reads` may be nullptr. With `reads`, memory is read in turn with the calls, and the roofline
+// takes the median of that.
+Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, ReadMeter* reads,
+                         Backend* reference, const OpsOptions& options);
 
 struct Quantiles {
   double min = 0.0, median = 0.0, p90 = 0.0;

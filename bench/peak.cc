@@ -9,6 +9,7 @@
 #include <fstream>
 #include <memory>
 #include <set>
+#include <thread>
 #include <string>
 #include <vector>
 
@@ -28,14 +29,19 @@ namespace dsv4::bench {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Sum of `streams` (1 or 4) runs of n floats each, one behind the other, n a multiple of 256. Which
-// number keeps memory busier depends on the machine's prefetchers.
-float sum_floats(const float* data, int64_t n, int streams) {
+// Sum of `streams` (1 or 4) runs of n floats each, one behind the other, n a multiple of 256; with `ahead`,
+// lines 4 KiB on are requested into the second-level cache. What keeps memory busiest depends on the
+// machine's prefetchers.
+float sum_floats(const float* data, int64_t n, int streams, bool ahead) {
   const hn::ScalableTag<float> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const int64_t apart = streams == 1 ? lanes : n, step = streams == 1 ? 4 * lanes : lanes;
   auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
   for (int64_t i = 0; i < n; i += step) {
+    if (ahead) {
+      const char* next = reinterpret_cast<const char*>(data + i) + 4096;
+      for (int64_t b = 0; b < step * 4; b += 64) __builtin_prefetch(next + b, 0, 2);
+    }
     s0 = hn::Add(s0, hn::LoadU(d, data + i));
     s1 = hn::Add(s1, hn::LoadU(d, data + i + apart));
     s2 = hn::Add(s2, hn::LoadU(d, data + i + 2 * apart));
@@ -169,37 +175,80 @@ int64_t last_level_cache() {
   return bytes > 0 ? bytes : int64_t{64} << 20;
 }
 
-Result<Peaks> measure_peaks(ThreadPool& pool) {
-  constexpr int64_t kPasses = 10, kPieces = 8, kRounds = 2'000'000, kBlock = 1024;
-  constexpr int64_t kFloats = int64_t{16} << 20;  // of a piece: 64 MiB
-  constexpr size_t kBytes = static_cast<size_t>(kPieces * kFloats) * sizeof(float);
-  Peaks peaks{.isa = HWY_DYNAMIC_DISPATCH(target)(), .threads = pool.threads()};
-  std::vector<Slot> slots(static_cast<size_t>(pool.threads()));
-  const std::unique_ptr<float, decltype(&std::free)> data(
-      static_cast<float*>(std::aligned_alloc(kHugePage, kBytes)), &std::free);
+namespace {
+
+struct ReadLoop {
+  int streams;
+  bool ahead;
+};
+constexpr ReadLoop kLoops[] = {{1, false}, {4, false}, {1, true}};
+constexpr int kLoopCount = static_cast<int>(std::size(kLoops));
+constexpr int64_t kPieces = 8, kPieceFloats = int64_t{16} << 20;  // of 64 MiB
+
+double middle(std::vector<double> values) {
+  if (values.empty()) return 0.0;
+  std::nth_element(values.begin(), values.begin() + std::ssize(values) / 2, values.end());
+  return values[values.size() / 2];
+}
+
+}  // namespace
+
+ReadMeter::ReadMeter(int threads, std::unique_ptr<float, void (*)(void*)> data)
+    : pool_(threads), data_(std::move(data)), sums_(static_cast<size_t>(pool_.threads()) * 16) {}
+
+Result<std::unique_ptr<ReadMeter>> ReadMeter::make(int threads) {
+  constexpr size_t kBytes = static_cast<size_t>(kPieces * kPieceFloats) * sizeof(float);
+  std::unique_ptr<float, void (*)(void*)> data(static_cast<float*>(std::aligned_alloc(kHugePage, kBytes)), &std::free);
   if (!data) {
-    return Status(Code::kResourceExhausted,
-                  "bench: no 512 MiB of memory to measure the read bandwidth with");
+    return Status(Code::kResourceExhausted, "bench: no 512 MiB of memory to measure the read bandwidth with");
   }
 #ifdef MADV_HUGEPAGE
   // As weights have them; without, the walks of page tables are measured too.
   (void)madvise(data.get(), kBytes, MADV_HUGEPAGE);
 #endif
   memset(data.get(), 0, kBytes);
-  // The best piece: whatever else runs here can only slow one down, and pieces of some milliseconds
-  // are short enough to slip between.
-  for (int64_t piece = 0; piece < kPasses * kPieces; ++piece) {
-    const int streams = piece / kPieces % 2 ? 4 : 1;
-    const float* from = data.get() + piece % kPieces * kFloats;
-    const auto begin = std::chrono::steady_clock::now();
-    pool.run([&](int worker) {
-      const IndexRange r = split_range(kFloats / kBlock, pool.threads(), worker);
-      slots[static_cast<size_t>(worker)].sum = HWY_DYNAMIC_DISPATCH(sum_floats)(
-          from + r.begin * kBlock, (r.end - r.begin) * kBlock / streams, streams);
-    });
-    const double rate = static_cast<double>(kFloats) * 4.0 / seconds_since(begin);
-    peaks.read_bytes_per_s = std::max(peaks.read_bytes_per_s, rate);
+  std::unique_ptr<ReadMeter> meter(new ReadMeter(threads, std::move(data)));
+  // In turn, so that a change of the machine's bandwidth meets all loops.
+  std::vector<double> rates[kLoopCount];
+  for (int i = 0; i < 12 * kLoopCount; ++i) rates[i % kLoopCount].push_back(meter->read(i, i % kLoopCount));
+  for (int loop = 1; loop < kLoopCount; ++loop) {
+    if (middle(rates[loop]) > middle(rates[meter->loop_])) meter->loop_ = loop;
   }
+  return meter;
+}
+
+double ReadMeter::read(int piece, int loop) {
+  constexpr int64_t kBlock = 1024;
+  const ReadLoop& how = kLoops[loop];
+  const float* from = data_.get() + piece % kPieces * kPieceFloats;
+  const auto begin = std::chrono::steady_clock::now();
+  pool_.run([&](int worker) {
+    const IndexRange r = split_range(kPieceFloats / kBlock, pool_.threads(), worker);
+    sums_[static_cast<size_t>(worker) * 16] = HWY_DYNAMIC_DISPATCH(sum_floats)(
+        from + r.begin * kBlock, (r.end - r.begin) * kBlock / how.streams, how.streams, how.ahead);
+  });
+  return static_cast<double>(kPieceFloats) * 4.0 / seconds_since(begin);
+}
+
+void ReadMeter::sample(int pieces) {
+  read(piece_++, loop_);  // wakes the threads
+  for (int i = 0; i < pieces; ++i) rates_.push_back(read(piece_++, loop_));
+  std::this_thread::sleep_for(std::chrono::microseconds(200));
+}
+
+double ReadMeter::best() const { return rates_.empty() ? 0.0 : *std::max_element(rates_.begin(), rates_.end()); }
+
+double ReadMeter::median() const { return middle(rates_); }
+
+Peaks measure_peaks(ReadMeter& reads) {
+  constexpr int64_t kRounds = 2'000'000;
+  ThreadPool& pool = reads.pool();
+  Peaks peaks{.isa = HWY_DYNAMIC_DISPATCH(target)(), .threads = pool.threads()};
+  std::vector<Slot> slots(static_cast<size_t>(pool.threads()));
+  reads.restart();
+  reads.sample(80);
+  peaks.read_bytes_per_s = reads.median();
+  peaks.best_read_bytes_per_s = reads.best();
   peaks.flops_per_s = best_rate(pool, slots, [](float* sink) {
     return HWY_DYNAMIC_DISPATCH(multiply_add)(kRounds, sink);
   });

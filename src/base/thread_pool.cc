@@ -96,6 +96,7 @@ ThreadPool::ThreadPool(int threads) {
   threads_ = std::clamp(threads > 0 ? threads : cpu_count, 1, kMaxThreads);
   // Spinning with fewer CPUs than workers keeps the one that is waited for from running.
   spin_ = threads_ <= cpu_count;
+  parts_ = std::vector<Part>(static_cast<size_t>(threads_));
   for (int i = 1; i < threads_; ++i) {
     workers_.emplace_back([this, i] { work(i); });
     if (spin_) {
@@ -127,6 +128,25 @@ void ThreadPool::await_change(const std::atomic<uint32_t>& value, uint32_t old) 
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
+void ThreadPool::take_parts(uint32_t generation, int own) {
+  for (int i = 0; i < threads_; ++i) {
+    const int part = own + i < threads_ ? own + i : own + i - threads_;
+    uint32_t before = generation - 1;
+    std::atomic<uint32_t>& begun = parts_[static_cast<size_t>(part)].begun;
+    // Looked at first: what another took is not worth its cache line.
+    if (begun.load(std::memory_order_relaxed) != before ||
+        !begun.compare_exchange_strong(before, generation, std::memory_order_acq_rel)) {
+      continue;
+    }
+    task_(context_, part);
+    const uint32_t runs = finished_.load(std::memory_order_relaxed);
+    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      finished_.store(runs + 1, std::memory_order_release);
+      finished_.notify_all();
+    }
+  }
+}
+
 void ThreadPool::run_erased(Task task, void* context) {
   const std::lock_guard<std::mutex> lock(callers_);
   if (threads_ == 1) {
@@ -137,40 +157,19 @@ void ThreadPool::run_erased(Task task, void* context) {
   context_ = context;
   running_.store(threads_, std::memory_order_relaxed);
   const uint32_t runs = finished_.load(std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
+  const uint32_t generation = generation_.fetch_add(1, std::memory_order_release) + 1;
   generation_.notify_all();
-  task(context, 0);
-  if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-    finished_.store(runs + 1, std::memory_order_relaxed);
-  } else {
-    await_change(finished_, runs);
-  }
+  take_parts(generation, 0);
+  await_change(finished_, runs);
 }
 
 void ThreadPool::work(int worker) {
   uint32_t seen = 0;
   for (;;) {
     await_change(generation_, seen);
-    ++seen;
     if (stop_.load()) return;
-    task_(context_, worker);
-    const uint32_t runs = finished_.load(std::memory_order_relaxed);
-    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      finished_.store(runs + 1, std::memory_order_release);
-      finished_.notify_all();
-    }
-  }
-}
-
-void ThreadPool::barrier() {
-  if (threads_ == 1) return;
-  const uint32_t phase = phase_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-    phase_.notify_all();
-  } else {
-    await_change(phase_, phase);
+    seen = generation_.load(std::memory_order_acquire);
+    take_parts(seen, worker);
   }
 }
 

@@ -1,6 +1,7 @@
 // ThreadPool: fork and join with a fixed number of workers, for loops that last microseconds. Worker 0
-// is the caller. Workers wait by spinning briefly, then sleep, so an idle pool costs nothing and an
-// oversubscribed machine makes progress.
+// is the caller. Workers wait by spinning briefly, then sleep, so an idle pool costs nothing. On a machine
+// that is shared with other work a worker may be late by a time slice of the scheduler; whoever is done
+// with its own part takes the parts that nobody has begun, so a run waits only for parts under way.
 #pragma once
 
 #include <atomic>
@@ -44,21 +45,21 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // f(worker) on every worker at once; returns when all are done. Not from inside f. One caller at a
-  // time; others wait.
+  // f(part) once for each part 0 .. threads-1, at once as far as the workers are there; returns when all
+  // are done, and what one run wrote the next reads. Parts must not wait for each other. Not from inside
+  // f. One caller at a time; others wait.
   template <class F>
   void run(F&& f) {
-    run_erased([](void* context, int worker) { (*static_cast<std::remove_reference_t<F>*>(context))(worker); },
+    run_erased([](void* context, int part) { (*static_cast<std::remove_reference_t<F>*>(context))(part); },
                const_cast<void*>(static_cast<const void*>(&f)));
   }
 
-  // Inside f: waits until every worker has come here. All workers must call it equally often.
-  void barrier();
-
  private:
-  using Task = void (*)(void* context, int worker);
+  using Task = void (*)(void* context, int part);
   void run_erased(Task task, void* context);
   void work(int worker);
+  // Runs parts own, own + 1, ... of this generation that nobody has begun.
+  void take_parts(uint32_t generation, int own);
   void await_change(const std::atomic<uint32_t>& value, uint32_t old) const;
 
   int threads_ = 1;
@@ -67,10 +68,14 @@ class ThreadPool {
   Task task_ = nullptr;
   void* context_ = nullptr;
   alignas(64) std::atomic<uint32_t> generation_{0};  // one more for each run
-  alignas(64) std::atomic<int> running_{0};          // workers that have not finished it
-  alignas(64) std::atomic<uint32_t> finished_{0};    // runs that every worker has finished
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> phase_{0};
+  alignas(64) std::atomic<int> running_{0};          // parts that are not done
+  alignas(64) std::atomic<uint32_t> finished_{0};    // runs that are done
+  // The last generation in which somebody began the part. Only one generation on may it be begun again:
+  // a worker that wakes late finds the part taken, and while a part is its own the task stays the same.
+  struct alignas(64) Part {
+    std::atomic<uint32_t> begun{0};
+  };
+  std::vector<Part> parts_;
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
 };

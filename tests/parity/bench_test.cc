@@ -96,7 +96,7 @@ TEST_P(Bench, EveryOpHasATimedCase) {
   for (const bench::CaseSpec& spec : bench::model_cases(tiny_config(), 3, timing)) {
     ops.insert(spec.op);
     const bench::OpCase c = spec.make();
-    auto t = bench::time_op(c, *machine_.backend, nullptr, nullptr, {.seconds = 0.0});
+    auto t = bench::time_op(c, *machine_.backend, nullptr, nullptr, nullptr, {.seconds = 0.0});
     ASSERT_TRUE(t.ok()) << spec.name << ": " << t.status().message();
     EXPECT_GT(t->us, 0.0) << spec.name;
     EXPECT_GT(t->cost.weight_bytes + t->cost.other_bytes, 0) << spec.name;

@@ -221,31 +221,30 @@ Status attention(OpContext& ctx, const AttentionArgs& a) {
                    .o = nullptr};
   };
 
-  c.pool.run([&](int worker) {
-    float* own = o + worker * o_floats;
-    if (!together) {
-      // Rows in turn: later rows of a prompt attend to more entries.
-      for (int64_t t = worker; t < a.batch.rows; t += threads) {
-        const RowAttention row(c.kernels.attention, a, t, scratch(worker));
-        all(row.gather_items(), [&](int64_t i) { row.gather(i); });
-        all(row.head_items(), [&](int64_t i) { row.transpose(i); });
-        all(row.gather_items(), [&](int64_t i) { row.score(i); });
-        all(row.head_items(), [&](int64_t i) { row.softmax(i); });
-        all(row.output_items(), [&](int64_t i) { row.output(i, own); });
-      }
-      return;
-    }
+  if (together) {
     for (int64_t t = 0; t < a.batch.rows; ++t) {
       const RowAttention row(c.kernels.attention, a, t, scratch(0));
-      share(row.gather_items(), c.pool, worker, [&](int64_t i) { row.gather(i); });
-      share(row.head_items(), c.pool, worker, [&](int64_t i) { row.transpose(i); });
-      c.pool.barrier();
-      share(row.gather_items(), c.pool, worker, [&](int64_t i) { row.score(i); });
-      c.pool.barrier();
-      share(row.head_items(), c.pool, worker, [&](int64_t i) { row.softmax(i); });
-      c.pool.barrier();
-      share(row.output_items(), c.pool, worker, [&](int64_t i) { row.output(i, own); });
-      c.pool.barrier();
+      c.pool.run([&](int worker) {
+        share(row.gather_items(), c.pool, worker, [&](int64_t i) { row.gather(i); });
+        share(row.head_items(), c.pool, worker, [&](int64_t i) { row.transpose(i); });
+      });
+      c.pool.run([&](int worker) { share(row.gather_items(), c.pool, worker, [&](int64_t i) { row.score(i); }); });
+      c.pool.run([&](int worker) { share(row.head_items(), c.pool, worker, [&](int64_t i) { row.softmax(i); }); });
+      c.pool.run([&](int worker) {
+        share(row.output_items(), c.pool, worker, [&](int64_t i) { row.output(i, o + worker * o_floats); });
+      });
+    }
+    return {};
+  }
+  c.pool.run([&](int worker) {
+    // Rows in turn: later rows of a prompt attend to more entries.
+    for (int64_t t = worker; t < a.batch.rows; t += threads) {
+      const RowAttention row(c.kernels.attention, a, t, scratch(worker));
+      all(row.gather_items(), [&](int64_t i) { row.gather(i); });
+      all(row.head_items(), [&](int64_t i) { row.transpose(i); });
+      all(row.gather_items(), [&](int64_t i) { row.score(i); });
+      all(row.head_items(), [&](int64_t i) { row.softmax(i); });
+      all(row.output_items(), [&](int64_t i) { row.output(i, o + worker * o_floats); });
     }
   });
   return {};

@@ -171,8 +171,9 @@ Status compress(OpContext& ctx, const CompressArgs& a) {
     for (int64_t i = mine.begin; i < mine.end; ++i) {
       make_entry(c.kernels, a, find_finished(a, i), rows + worker * 2 * a.spec.ratio, pooled + worker * a.spec.dim);
     }
-    // Entries read the tail's old rows.
-    c.pool.barrier();
+  });
+  // Entries have read the tail's old rows.
+  c.pool.run([&](int worker) {
     for (int64_t seq = 0; seq < b.sequences; ++seq) {
       const int64_t begin = b.seq_begin[seq], end = b.seq_begin[seq + 1];
       if (begin == end) continue;
@@ -223,27 +224,37 @@ Status index_select(OpContext& ctx, const IndexSelectArgs& a) {
     a.selected_count[t] = static_cast<int32_t>(count);
   };
 
-  c.pool.run([&](int worker) {
+  const auto scratch = [&](int worker) {
     float* mine = own + worker * own_floats;
+    float* prepared = shared + (together ? 0 : worker) * shared_floats;
+    return IndexScratch{.q = prepared, .weights = prepared + a.e * heads16, .row = mine, .keys = mine + a.e,
+                        .s = mine + a.e + kKeyBlock * key_stride};
+  };
+  // Part `part` of `parts` of a row's heads, and of its blocks of entries.
+  const auto prepare = [&](int64_t t, const IndexScratch& s, int parts, int part) {
     float table[kMaxRopeDims];
-    IndexScratch s{.q = shared, .weights = shared + a.e * heads16, .row = mine, .keys = mine + a.e,
-                   .s = mine + a.e + kKeyBlock * key_stride};
-    if (!together) {
-      s.q += worker * shared_floats;
-      s.weights += worker * shared_floats;
+    fill_rotation(a.rope, b.positions[t], false, table);
+    const IndexRange heads = split_range(heads16, parts, part);
+    for (int64_t h = heads.begin; h < heads.end; ++h) prepare_head(a, t, h, heads16, table, s.row, s);
+  };
+  const auto score_blocks = [&](int64_t t, const IndexScratch& s, int parts, int part, float* out) {
+    const IndexRange range = split_range(ceil_div((b.positions[t] + 1) / a.ratio, kKeyBlock), parts, part);
+    for (int64_t i = range.begin; i < range.end; ++i) score_block(t, i, s, out);
+  };
+  if (together) {
+    for (int64_t t = 0; t < b.rows; ++t) {
+      c.pool.run([&](int worker) { prepare(t, scratch(worker), threads, worker); });
+      c.pool.run([&](int worker) { score_blocks(t, scratch(worker), threads, worker, score); });
+      finish(t, score, order);
     }
-    for (int64_t t = together ? 0 : worker; t < b.rows; t += together ? 1 : threads) {
-      const int64_t items = ceil_div((b.positions[t] + 1) / a.ratio, kKeyBlock);
-      const int parts = together ? threads : 1, part = together ? worker : 0;
-      fill_rotation(a.rope, b.positions[t], false, table);
-      const IndexRange heads = split_range(heads16, parts, part), range = split_range(items, parts, part);
-      for (int64_t h = heads.begin; h < heads.end; ++h) prepare_head(a, t, h, heads16, table, s.row, s);
-      if (together) c.pool.barrier();
-      float* scores = score + (together ? 0 : worker * most);
-      for (int64_t i = range.begin; i < range.end; ++i) score_block(t, i, s, scores);
-      if (together) c.pool.barrier();
-      if (!together || worker == 0) finish(t, scores, order + (together ? 0 : worker * most));
-      if (together) c.pool.barrier();
+    return {};
+  }
+  c.pool.run([&](int worker) {
+    for (int64_t t = worker; t < b.rows; t += threads) {
+      const IndexScratch s = scratch(worker);
+      prepare(t, s, 1, 0);
+      score_blocks(t, s, 1, 0, score + worker * most);
+      finish(t, score + worker * most, order + worker * most);
     }
   });
   return {};

@@ -1,4 +1,4 @@
-// linear, linear_stack, grouped_linear: one parallel region each.
+// linear, linear_stack, grouped_linear: panels are filled, then multiplied.
 #include <array>
 
 #include "backends/cpu/multiply.h"
@@ -66,17 +66,16 @@ Status linear_stack(OpContext& ctx, const LinearStackArgs& a) {
       if (any_plain) plain.fill(i, row, temp);
     }
   };
-  // A short input is filled faster than workers meet at a barrier.
+  // A short input is filled faster than workers meet.
   constexpr int64_t kShort = 16 * kChunk;
   const bool alone = plain.rows * plain.padded() <= kShort;
   if (alone) fill({0, plain.items()}, WorkerScratch(scratch, 0).row);
-  c.pool.run([&](int worker) {
-    if (!alone) {
+  if (!alone) {
+    c.pool.run([&](int worker) {
       fill(split_range(plain.items(), c.pool.threads(), worker), WorkerScratch(scratch, worker).row);
-      c.pool.barrier();
-    }
-    run_jobs(c, jobs.data(), a.n, worker, scratch);
-  });
+    });
+  }
+  c.pool.run([&](int worker) { run_jobs(c, jobs.data(), a.n, worker, scratch); });
   return {};
 }
 
@@ -108,7 +107,8 @@ Status grouped_linear(OpContext& ctx, const GroupedLinearArgs& a) {
       const int64_t g = i / x.items();
       group(g).fill(i % x.items(), [&](int64_t t) { return a.x + (t * a.G + g) * K; }, s.row);
     }
-    c.pool.barrier();
+  });
+  c.pool.run([&](int worker) {
     for (int64_t g = 0; g < a.G; ++g) {
       const Tiles& m = w.matrices[static_cast<size_t>(g)];
       const Panels p = group(g);

@@ -187,25 +187,31 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
 
   c.pool.run([&](int worker) {
     const WorkerScratch s(scratch, worker);
-    IndexRange range = split_range(last.x_items, threads, worker);
+    const IndexRange range = split_range(last.x_items, threads, worker);
     for (int64_t i = range.begin; i < range.end; ++i) {
       int64_t item = i;
       const Segment& segment = locate(plan, item, &Segment::x_items);
       segment.x.fill(item,
                      [&](int64_t r) { return a.x + plan.token[segment.first + r] * a.D; }, s.row);
     }
-    c.pool.barrier();
+  });
+  c.pool.run([&](int worker) {
+    const WorkerScratch s(scratch, worker);
     for (int64_t i = 0; i < plan.count; ++i) run_up(c, plan, plan.segments[i], a.limit, worker, s);
-    c.pool.barrier();
-    range = split_range(last.h_items, threads, worker);
+  });
+  c.pool.run([&](int worker) {
+    const WorkerScratch s(scratch, worker);
+    const IndexRange range = split_range(last.h_items, threads, worker);
     for (int64_t i = range.begin; i < range.end; ++i) {
       int64_t item = i;
       const Segment& segment = locate(plan, item, &Segment::h_items);
       segment.h.fill(item,
                      [&](int64_t r) { return segment.hidden + r * segment.hidden_stride; }, s.row);
     }
-    c.pool.barrier();
-    range = split_range(ceil_div(a.D, kTileRows), threads, worker);
+  });
+  c.pool.run([&](int worker) {
+    const WorkerScratch s(scratch, worker);
+    const IndexRange range = split_range(ceil_div(a.D, kTileRows), threads, worker);
     for (int64_t t = range.begin; t < range.end; t += kPieceTiles) {
       run_down(c, plan, a, t, std::min(kPieceTiles, range.end - t), sums + worker * a.T * kPieceTiles * kTileRows, s);
     }

@@ -105,7 +105,8 @@ Status pre(OpContext& ctx, const HcPreArgs& a, const bf16* norm) {
   c.pool.run([&](int worker) {
     const IndexRange items = split_range(a.T * projection.items_per_row(), c.pool.threads(), worker);
     for (int64_t i = items.begin; i < items.end; ++i) projection.run(i);
-    c.pool.barrier();
+  });
+  c.pool.run([&](int worker) {
     const IndexRange rows = split_range(a.T, c.pool.threads(), worker);
     for (int64_t t = rows.begin; t < rows.end; ++t) finish(t);
   });
@@ -160,7 +161,8 @@ Status hc_head(OpContext& ctx, const HcHeadArgs& a) {
   c.pool.run([&](int worker) {
     const IndexRange items = split_range(a.R * projection.items_per_row(), c.pool.threads(), worker);
     for (int64_t i = items.begin; i < items.end; ++i) projection.run(i);
-    c.pool.barrier();
+  });
+  c.pool.run([&](int worker) {
     const IndexRange rows = split_range(a.R, c.pool.threads(), worker);
     for (int64_t t = rows.begin; t < rows.end; ++t) {
       float weights[kMaxStreams];
