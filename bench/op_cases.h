@@ -18,6 +18,8 @@ struct CaseSpec {
 // Small shapes at every border that the config rules allow: ragged, one past a block, positions
 // that start inside a window, formats, routing without balance.
 std::vector<CaseSpec> parity_cases();
+// Shapes that take a path for very many rows; seconds each against the scalar reference.
+std::vector<CaseSpec> large_cases();
 
 struct TimingOptions {
   int64_t context = 512;  // tokens before the timed rows

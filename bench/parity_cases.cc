@@ -80,7 +80,7 @@ void add_linear(Set& set) {
     linear({.T = 5, .N = 70, .K = 256, .format = format}, Values::kWithNan);
   }
 
-  for (const int64_t T : {1, 8, 17}) {
+  for (const int64_t T : {1, 8, 17, 70}) {
     const auto part = [&](int64_t N, WeightFormat format, DType y = DType::kBF16) {
       return LinearShape{.T = T, .N = N, .K = 384, .format = format, .y_dtype = y};
     };
@@ -102,7 +102,7 @@ void add_linear(Set& set) {
             [=](uint64_t s) { return linear_stack_case(queries, true, s); });
   }
 
-  for (const int64_t T : {1, 3, 9, 33}) {
+  for (const int64_t T : {1, 3, 9, 33, 65}) {
     // Rows of a group end inside a scale tile; K of 4.5 tiles.
     for (const GroupedShape& g :
          {GroupedShape{.T = T, .G = 2, .R = 64, .H = 4, .d = 128},
@@ -217,6 +217,9 @@ void add_moe(Set& set) {
         .T = 5, .D = 384, .I = 256, .E = 9, .k = 6, .format = format, .limit = 0.8f};
     set.add("moe", cat(name, " T=5 D=384 I=256 E=9 k=6 limit=0.8"),
             [=](uint64_t s) { return moe_case(wide, Values::kFinite, s); });
+    const MoeShape many{.T = 70, .D = 384, .I = 192, .E = 2, .k = 2, .format = format};
+    set.add("moe", cat(name, " T=70 D=384 I=192 E=2 k=2"),
+            [=](uint64_t s) { return moe_case(many, Values::kFinite, s); });
     const MoeShape one{.T = 17, .E = 5, .k = 1, .format = format, .routing = Routing::kOneExpert};
     set.add("moe", cat(name, " T=17 all to one expert"),
             [=](uint64_t s) { return moe_case(one, Values::kFinite, s); });
@@ -234,6 +237,25 @@ std::vector<CaseSpec> parity_cases() {
   add_linear(set);
   add_attention(set);
   add_moe(set);
+  return std::move(set.specs);
+}
+
+std::vector<CaseSpec> large_cases() {
+  Set set;
+  // Grids that fill a GPU with whole tiles, K in several shares.
+  for (const WeightFormat format : kLinearFormats) {
+    const LinearShape l{.T = 1601, .N = 1030, .K = 512, .format = format};
+    set.add("linear", cat(format_info(format).name, " T=1601 N=1030 K=512"),
+            [=](uint64_t s) { return linear_case(l, Values::kFinite, s); });
+  }
+  const GroupedShape g{.T = 1601, .G = 4, .R = 256, .H = 4, .d = 512};
+  set.add("grouped_linear", "T=1601 G=4 R=256 K=512",
+          [=](uint64_t s) { return grouped_linear_case(g, s); });
+  for (const WeightFormat format : {WeightFormat::kMxfp4, WeightFormat::kNvfp4}) {
+    const MoeShape m{.T = 200, .D = 4096, .I = 384, .E = 3, .k = 2, .format = format};
+    set.add("moe", cat(format_info(format).name, " T=200 D=4096 I=384 E=3 k=2"),
+            [=](uint64_t s) { return moe_case(m, Values::kFinite, s); });
+  }
   return std::move(set.specs);
 }
 

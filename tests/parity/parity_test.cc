@@ -1,6 +1,7 @@
 // Every op, every case, every backend: against reference, and against itself in other batches.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <set>
@@ -15,6 +16,16 @@ namespace {
 using bench::CaseSpec;
 using bench::Step;
 using Outputs = std::vector<HostArray>;
+
+// With DSV4_TEST_LARGE=1 also those for very many rows.
+std::vector<CaseSpec> cases() {
+  std::vector<CaseSpec> all = bench::parity_cases();
+  const char* large = std::getenv("DSV4_TEST_LARGE");
+  if (large && *large == '1') {
+    for (CaseSpec& spec : bench::large_cases()) all.push_back(std::move(spec));
+  }
+  return all;
+}
 
 class Parity : public testing::TestWithParam<std::string> {
  protected:
@@ -44,7 +55,7 @@ class Parity : public testing::TestWithParam<std::string> {
 };
 
 TEST_P(Parity, AgreesWithReference) {
-  for (const CaseSpec& spec : bench::parity_cases()) {
+  for (const CaseSpec& spec : cases()) {
     SCOPED_TRACE(spec.name);
     const OpCase c = spec.make();
     auto expected = reference_.run(c);
@@ -67,7 +78,7 @@ TEST_P(Parity, AgreesWithReference) {
 // A row's result does not depend on the rows around it: rows one by one, sequences one by one. What
 // runs twice gives the same twice.
 TEST_P(Parity, RowsAreIndependent) {
-  for (const CaseSpec& spec : bench::parity_cases()) {
+  for (const CaseSpec& spec : cases()) {
     SCOPED_TRACE(spec.name);
     const OpCase c = spec.make();
     auto bound = bench::Bound::make(c, *machine_.backend, *machine_.stream);
@@ -91,7 +102,7 @@ TEST_P(Parity, FusedEntriesAreTheirLeaves) {
   for (const OpInfo& info : op_list()) {
     if (info.fused) fused.emplace(info.name);
   }
-  for (const CaseSpec& spec : bench::parity_cases()) {
+  for (const CaseSpec& spec : cases()) {
     if (!fused.count(spec.op)) continue;
     SCOPED_TRACE(spec.name);
     const OpCase c = spec.make();

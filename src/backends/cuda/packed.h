@@ -1,5 +1,5 @@
 // The physical layout of matrices: 16 x 128 blocks in the order in which the lanes of a warp need them
-// as the A operand of mma.m16n8k16, so that a warp streams a block with 16-byte loads and no shuffle.
+// as the A operand of mma.m16n8k16 (BF16) or m16n8k32 (E4M3), so that a warp streams a block with 16-byte loads and no shuffle.
 //
 // A matrix is [row tiles of 16][blocks of 128 along K][block bytes]; rows and K are padded with zeros.
 // Lane = 4 g + t holds rows g and g + 8. Blocks of quantised formats give lane t of a group of 32
@@ -7,10 +7,9 @@
 // group of 16; BF16 blocks the elements k = 8 t + 4 s + i, so that the input can be read as it is.
 //   BF16  [4 groups of 32][2: row g, row g + 8][32 lanes][8 elements]            4096 bytes
 //   E4M3  [4 groups of 32][32 lanes][row g: s0, s1; row g + 8: s0, s1]           2048 bytes
-//         four codes of a step as (k0, k2, k1, k3): two masks make two pairs
+//         four codes of a step as (k0, k2, k1, k3): two masks make two pairs of BF16; E2M1 alike
 //   E2M1  [2 groups of 64][32 lanes][group 0: row g, row g + 8; group 1: same]   1024 bytes
-//         eight codes of a row in one word: magnitudes of s0, s1 in nibbles 0..7, the signs of s0 in
-//         bits 7, 15, 23, 31, of s1 in bits 3, 11, 19, 27
+//         eight codes of a row in one word, s0 and s1 sharing bytes as e2m1_to_e4m3 wants them
 // Scales: E4M3 matrices keep the published [rows/128, K/128]; E2M1 [tile][block][16 rows][4 or 8].
 #pragma once
 

@@ -7,13 +7,6 @@ namespace dsv4::cuda {
 
 // D[16, 8] += A[16, 16] B[16, 8], FP32 sums. Lane 4 g + t holds A rows g, g + 8 at pairs t and t + 4 of
 // K, B column g, and D rows g, g + 8 at columns 2 t, 2 t + 1.
-__device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
 __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -21,10 +14,20 @@ __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uin
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The same with nothing added: D = A B.
-__device__ inline void mma_f16_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+// D[16, 8] += A[16, 32] B[32, 8] of E4M3. Lane 4 g + t holds A rows g, g + 8 at k = 4 t + i (a[0], a[1]) and
+// k = 16 + 4 t + i (a[2], a[3]), B column g at the same k (b[0], b[1]), D as above. Any order of the four within
+// a word will do, if it is the same for A and B.
+__device__ inline void mma_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same with nothing added: D = A B.
+__device__ inline void mma_e4m3_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0f));
 }
@@ -45,6 +48,17 @@ __device__ inline void copy_async_16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                    static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
                "l"(global));
+}
+// Copies of absent rows leave zeros.
+__device__ inline void copy_async_16_or_zero(void* shared, const void* global, bool present) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(present ? 16 : 0));
+}
+__device__ inline void copy_async_4_or_zero(void* shared, const void* global, bool present) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(present ? 4 : 0));
 }
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;"); }
 template <int N>
@@ -79,13 +93,8 @@ __device__ inline void wait_for_previous_first() {
   asm volatile("griddepcontrol.launch_dependents;");
 }
 
-// Four E4M3 codes (k0, k2, k1, k3) as two pairs of FP16: value * 2^-8, subnormals included.
-__device__ inline void e4m3_to_f16(uint32_t w, uint32_t& k01, uint32_t& k23) {
-  k01 = ((w << 8) & 0x80008000u) | ((w << 7) & 0x3f803f80u);
-  k23 = (w & 0x80008000u) | ((w >> 1) & 0x3f803f80u);
-}
-
-// The same as BF16, exact: exponent and mantissa in place are value * 2^-120, then one product.
+// Four E4M3 codes (k0, k2, k1, k3) as two pairs of BF16, exact: exponent and mantissa in place are value *
+// 2^-120, then one product.
 __device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   uint32_t d;
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
@@ -97,19 +106,12 @@ __device__ inline void e4m3_to_bf16(uint32_t w, uint32_t& k01, uint32_t& k23) {
   k23 = mul_bf16x2((w & 0x80008000u) | ((w >> 4) & 0x07f007f0u), kTwoTo120);
 }
 
-// Eight E2M1 codes of one row and both steps as FP16 pairs: value * 2^-14. Nibble i of `w` holds the three
-// bits of element i without its sign; the signs of elements 0..3 are bits 7, 15, 23, 31, those of 4..7
-// bits 3, 11, 19, 27. A byte permutation looks up the upper byte of each FP16, the lower one is 0.
-__device__ inline void e2m1_to_f16(uint32_t w, uint32_t (&pairs)[4]) {
-  // Upper bytes of 0, 2^-15, 2^-14, 1.5 * 2^-14, 2^-13, 1.5 * 2^-13, 2^-12, 1.5 * 2^-12.
-  constexpr uint32_t kLow = 0x06040200u, kHigh = 0x0e0c0a08u;
-  const uint32_t magnitudes = w & 0x77777777u;
-  const uint32_t first = __byte_perm(kLow, kHigh, magnitudes) | (w & 0x80808080u);
-  const uint32_t second = __byte_perm(kLow, kHigh, magnitudes >> 16) | ((w << 4) & 0x80808080u);
-  pairs[0] = __byte_perm(first, 0, 0x1404);
-  pairs[1] = __byte_perm(first, 0, 0x3424);
-  pairs[2] = __byte_perm(second, 0, 0x1404);
-  pairs[3] = __byte_perm(second, 0, 0x3424);
+// Eight E2M1 codes of one row as two words of E4M3: value * 2^-6, subnormals included, since the two bits of
+// the exponent and the one of the mantissa move into place as they are. Byte i of `w` holds element i of the
+// first word (sign in bit 7, magnitude in bits 4..2) and of the second (sign 5, magnitude 6, 1, 0).
+__device__ inline void e2m1_to_e4m3(uint32_t w, uint32_t& first, uint32_t& second) {
+  first = w & 0x9c9c9c9cu;
+  second = ((w << 2) & 0x8c8c8c8cu) | ((w >> 2) & 0x10101010u);
 }
 
 }  // namespace dsv4::cuda

@@ -1,8 +1,6 @@
 // act8 on the device, in the order in which the B operand wants it.
 #pragma once
 
-#include <cuda_fp16.h>
-
 #include "backends/cuda/packed.h"
 #include "formats/quantise.h"
 
@@ -17,19 +15,26 @@ __device__ inline float warp_sum(float v) {
   return v;
 }
 
-// Quantised inputs lie as FP16 values of their E4M3 codes (exact), within each group of 32 of K in the
-// order k = 16 s + 4 t + i -> 8 t + 4 s + i, so that lane t reads both steps with one 16-byte load.
-// The four elements from k (a multiple of 4) stay together.
-__device__ constexpr int quantised_at(int k) { return k / 32 * 32 + k % 16 / 4 * 8 + k % 32 / 16 * 4; }
+// Quantised inputs are E4M3 codes. Within each 64 of K, k = 32 j + 16 s + 4 t + i lies at 16 t + 8 j + 4 s, so
+// that lane t reads the B operands of two MMAs with one 16-byte load; four elements stay together, as
+// (k0, k2, k1, k3) like those of weights.
+__device__ constexpr int quantised_at(int k) {
+  return k / 64 * 64 + k % 16 / 4 * 16 + k % 64 / 32 * 8 + k % 32 / 16 * 4;
+}
 
-__device__ inline uint2 pack_half4(const float (&v)[4]) {
-  const __half2 a = __floats2half2_rn(v[0], v[1]), b = __floats2half2_rn(v[2], v[3]);
-  return {*reinterpret_cast<const uint32_t*>(&a), *reinterpret_cast<const uint32_t*>(&b)};
+// Round to nearest even, clamped to +-448.
+__device__ inline uint32_t to_e4m3x4(const float (&v)[4]) {
+  uint16_t low, high;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(v[2]), "f"(v[0]));
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(v[3]), "f"(v[1]));
+  return static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 16;
 }
 
 // One group of 128 by one warp: lane l gives elements 4 l .. 4 l + 3. Writes codes to `out` (the
-// group's first element) and returns the scale, to every lane.
-__device__ inline float quantise_group(const float (&v)[4], uint16_t* out) {
+// group's first element) and returns the scale, to every lane. kInOrder: fours of codes in order of K, for
+// device/wgmma.cuh.
+template <bool kInOrder = false>
+__device__ inline float quantise_group(const float (&v)[4], uint8_t* out) {
   float amax = 0.0f;
   for (int i = 0; i < 4; ++i) {
     const float a = abs_bits(v[i]);
@@ -39,9 +44,9 @@ __device__ inline float quantise_group(const float (&v)[4], uint16_t* out) {
   const uint8_t b = act8_scale_byte(amax);
   const float inverse = ue8m0_inverse(b);
   float code[4];
-  for (int i = 0; i < 4; ++i) code[i] = e4m3_to_float(float_to_e4m3(v[i] * inverse));
+  for (int i = 0; i < 4; ++i) code[i] = v[i] * inverse;
   const int lane = threadIdx.x % 32;
-  *reinterpret_cast<uint2*>(out + quantised_at(4 * lane)) = pack_half4(code);
+  *reinterpret_cast<uint32_t*>(out + (kInOrder ? 4 * lane : quantised_at(4 * lane))) = to_e4m3x4(code);
   return ue8m0_to_float(b);
 }
 

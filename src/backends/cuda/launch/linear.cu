@@ -13,31 +13,12 @@ namespace dsv4::cuda {
 namespace {
 
 constexpr int kWarps = 8;
+constexpr int kFewTokens = 32;
 constexpr int kPrefetchBytes = 8 * 1024;   // of a warp's weights
-constexpr int kStagedBytes = 64 * 1024;  // quantised input that a block makes for itself
-
-struct Job {
-  Matrix w;
-  void* y;
-  int32_t first_block;  // of the grid
-  int32_t split;
-  Product product;
-  bool y_f32;
-};
-
-struct Params {
-  Job jobs[kMaxStackedLinears];
-  int32_t n, T, K;
-  int32_t staged_bytes;    // of shared memory, before the partial sums
-  const bf16* x;           // rows x_stride apart; of group g, K * g further
-  int64_t x_stride;        // elements
-  int32_t rows_per_group;  // 0: one group
-  const uint16_t* codes;   // quantised by a kernel of its own, or nullptr: staged
-  const float* scales;
-};
+constexpr int kStagedBytes = 40 * 1024;    // quantised input that a block makes for itself
 
 template <Product P, int NT>
-__device__ void run_job(const Params& p, const Job& job, const Input<NT>& act8, int tile, int part, int first_token,
+__device__ void run_job(const LinearParams& p, const LinearJob& job, const Input<NT>& act8, int tile, int part, int first_token,
                         float (&total)[1][NT][4]) {
   const Tile tiles[1] = {tile_of<P>(job.w, tile)};
   if constexpr (takes_act8(P)) {
@@ -54,15 +35,37 @@ __device__ void run_job(const Params& p, const Job& job, const Input<NT>& act8, 
   }
 }
 
+// 1 / root mean square of up to 8 rows, with the sums of rms_norm. `sums` [8][kWarps].
+__device__ void inverse_rms(const LinearParams& p, float (*sums)[kWarps], float* inverse) {
+  for (int t = 0; t < p.T; ++t) {
+    const uint32_t* row = reinterpret_cast<const uint32_t*>(p.x + t * p.x_stride);
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i < p.K / 2; i += kWarps * 32) {
+      const float low = bits_to_float(row[i] << 16), high = bits_to_float(row[i] & 0xffff0000u);
+      squares = __fmaf_rn(low, low, __fmaf_rn(high, high, squares));
+    }
+    squares = warp_sum(squares);
+    if (threadIdx.x % 32 == 0) sums[t][threadIdx.x / 32] = squares;
+  }
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) < p.T) {
+    float sum = 0.0f;
+    for (int w = 0; w < kWarps; ++w) sum += sums[threadIdx.x][w];
+    inverse[threadIdx.x] = 1.0f / sqrtf(sum / static_cast<float>(p.K) + p.norm_eps);
+  }
+  __syncthreads();
+}
+
 template <int NT>
-__global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) linear_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) linear_kernel(const __grid_constant__ LinearParams p) {
   extern __shared__ uint4 shared[];
+  __shared__ float norm_sums[8][kWarps], inverse[8];
   int j = 0;
   while (j + 1 < p.n && static_cast<int>(blockIdx.x) >= p.jobs[j + 1].first_block) ++j;
-  const Job& job = p.jobs[j];
+  const LinearJob& job = p.jobs[j];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int first_token = blockIdx.y * NT * 8;
-  const int blocks = (p.K + kBlockK - 1) / kBlockK, stride = blocks * kBlockK * 2;
+  const int blocks = (p.K + kBlockK - 1) / kBlockK, stride = blocks * kBlockK;
   const int tiles_here = kWarps / job.split;
   const int first_tile = (blockIdx.x - job.first_block) * tiles_here;
   // Weights do not depend on the kernels before: the first are on their way while those still run. All
@@ -85,6 +88,7 @@ __global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) linear_kernel(co
       row = stride + 64;
       char* codes = reinterpret_cast<char*>(shared);
       float* scales = reinterpret_cast<float*>(codes + p.T * row);
+      if (p.norm) inverse_rms(p, norm_sums, inverse);
       constexpr int kAhead = 4;  // groups whose loads are in flight together
       for (int first = warp; first < p.T * blocks; first += kAhead * kWarps) {
         float v[kAhead][4];
@@ -92,12 +96,17 @@ __global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) linear_kernel(co
         for (int i = 0; i < kAhead; ++i) {
           const int at = min(first + i * kWarps, p.T * blocks - 1);
           load_group(p.x + at / blocks * p.x_stride, p.K, at % blocks, v[i]);
+          if (p.norm) {
+            float w[4];
+            load_group(p.norm, p.K, at % blocks, w);
+            for (int e = 0; e < 4; ++e) v[i][e] = round_bf16(v[i][e] * inverse[at / blocks] * w[e]);
+          }
         }
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) {
           const int at = first + i * kWarps;
           if (at >= p.T * blocks) break;
-          uint16_t* out = reinterpret_cast<uint16_t*>(codes + at / blocks * row) + at % blocks * kBlockK;
+          uint8_t* out = reinterpret_cast<uint8_t*>(codes + at / blocks * row) + at % blocks * kBlockK;
           const float scale = quantise_group(v[i], out);
           if (lane == 0) scales[at] = scale;
         }
@@ -151,7 +160,7 @@ __global__ void __launch_bounds__(kWarps * 32, NT == 1 ? 2 : 1) linear_kernel(co
 }
 
 // One warp per group of 128.
-__global__ void quantise_kernel(const bf16* x, int rows, int cols, uint16_t* codes, float* scales) {
+__global__ void quantise_kernel(const bf16* x, int rows, int cols, uint8_t* codes, float* scales) {
   wait_for_previous();
   const int blocks = (cols + kBlockK - 1) / kBlockK;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
@@ -181,7 +190,7 @@ Product product_of(WeightFormat format, bool grouped) {
 }
 
 template <int NT>
-Status launch(OpContext& ctx, const Params& p, unsigned grid) {
+Status launch(OpContext& ctx, const LinearParams& p, unsigned grid) {
   const int bytes = p.staged_bytes + kWarps * NT * 8 * kTileRows * static_cast<int>(sizeof(float));
   DSV4_TRY(allow_shared(linear_kernel<NT>, bytes));
   const dim3 blocks(grid, static_cast<unsigned>(ceil_div(p.T, NT * 8)));
@@ -189,25 +198,29 @@ Status launch(OpContext& ctx, const Params& p, unsigned grid) {
 }
 
 // The rows of a grouped input hold `groups` slices of K and stay BF16.
-Status run(OpContext& ctx, Params p, bool grouped, int64_t groups) {
+Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
   if (p.T == 0) return {};
   Workspace::Scope scratch(ctx.workspace);
-  unsigned grid = 0;
   bool act8 = false, raw = false;
   for (int i = 0; i < p.n; ++i) {
-    Job& job = p.jobs[i];
+    LinearJob& job = p.jobs[i];
     DSV4_TRY(check_dim("linear", "K of the weight", p.K, job.w.cols));
     job.product = product_of(job.w.format, grouped);
     job.split = split_k(job.w.tiles(), job.w.blocks());
-    job.first_block = static_cast<int32_t>(grid);
-    grid += static_cast<unsigned>(ceil_div(job.w.tiles(), kWarps / job.split));
     (takes_act8(job.product) ? act8 : raw) = true;
   }
   const int blocks = ceil_div(p.K, kBlockK);
+  const int staged = p.T * (blocks * (kBlockK + 4) + 64);
+  const bool stages = act8 && p.T <= 8 && staged <= kStagedBytes;
+  if (p.norm && (!stages || raw || p.K % 2 != 0)) {
+    DSV4_ASSIGN(bf16* normed, scratch.take<bf16>(static_cast<int64_t>(p.T) * p.K));
+    DSV4_TRY(rms_norm(ctx, {.x = p.x, .w = p.norm, .y = normed, .T = p.T, .N = p.K, .eps = p.norm_eps}));
+    p.x = normed;
+    p.norm = nullptr;
+  }
   if (act8) {
-    const int bytes = p.T * (blocks * kBlockK * 2 + 64 + blocks * 4);
-    if (p.T <= 8 && bytes <= kStagedBytes) {
-      p.staged_bytes = ceil_div(bytes, 16) * 16;
+    if (stages) {
+      p.staged_bytes = ceil_div(staged, 16) * 16;
     } else {
       DSV4_ASSIGN(const Quantised q, quantise(ctx, scratch, p.x, p.T, p.K));
       p.codes = q.codes;
@@ -226,14 +239,21 @@ Status run(OpContext& ctx, Params p, bool grouped, int64_t groups) {
     p.K = padded;
     p.x_stride = groups * padded;
   }
+  if (p.T > kFewTokens) DSV4_TRY(linear_many(ctx, p));
+  if (p.n == 0) return {};
+  unsigned grid = 0;
+  for (int i = 0; i < p.n; ++i) {
+    p.jobs[i].first_block = static_cast<int32_t>(grid);
+    grid += static_cast<unsigned>(ceil_div(p.jobs[i].w.tiles(), kWarps / p.jobs[i].split));
+  }
   if (p.T <= 8) return launch<1>(ctx, p, grid);
   if (p.T <= 16) return launch<2>(ctx, p, grid);
   if (p.T <= 32) return launch<4>(ctx, p, grid);
   return launch<8>(ctx, p, grid);
 }
 
-Job make_job(const WeightView& w, void* y, DType dtype) {
-  return {.w = matrix(w), .y = y, .first_block = 0, .split = 1, .product = Product::kBf16, .y_f32 = dtype == DType::kF32};
+LinearJob make_job(const WeightView& w, void* y, DType dtype) {
+  return {.w = matrix(w), .y = y, .first_block = 0, .split = 1, .side_by_side = 1, .product = Product::kBf16, .y_f32 = dtype == DType::kF32};
 }
 
 }  // namespace
@@ -248,7 +268,7 @@ int split_k(int64_t tiles, int64_t blocks) {
 Result<Quantised> quantise(OpContext& ctx, Workspace::Scope& scratch, const bf16* x, int64_t rows, int64_t cols) {
   const int64_t blocks = ceil_div<int64_t>(cols, kBlockK);
   Quantised q;
-  DSV4_ASSIGN(q.codes, scratch.take<uint16_t>(rows * blocks * kBlockK));
+  DSV4_ASSIGN(q.codes, scratch.take<uint8_t>(rows * blocks * kBlockK));
   DSV4_ASSIGN(q.scales, scratch.take<float>(rows * blocks));
   DSV4_TRY(enqueue(ctx, "quantise_kernel", quantise_kernel, static_cast<unsigned>(ceil_div<int64_t>(rows * blocks, 8)), 256, 0, x, static_cast<int>(rows), static_cast<int>(cols), q.codes, q.scales));
   return q;
@@ -256,19 +276,14 @@ Result<Quantised> quantise(OpContext& ctx, Workspace::Scope& scratch, const bf16
 
 Status linear(OpContext& ctx, const LinearArgs& a) {
   DSV4_TRY(check_dtype("linear", "y", a.y_dtype, {DType::kBF16, DType::kF32}));
-  Params p{.n = 1, .T = static_cast<int32_t>(a.T), .K = static_cast<int32_t>(a.w.cols), .x = a.x};
+  LinearParams p{.n = 1, .T = static_cast<int32_t>(a.T), .K = static_cast<int32_t>(a.w.cols), .x = a.x};
   p.jobs[0] = make_job(a.w, a.y, a.y_dtype);
   return run(ctx, p, false, 1);
 }
 
 Status linear_stack(OpContext& ctx, const LinearStackArgs& a) {
-  Workspace::Scope scratch(ctx.workspace);
-  Params p{.n = a.n, .T = static_cast<int32_t>(a.T), .K = static_cast<int32_t>(a.K), .x = a.x};
-  if (a.norm) {
-    DSV4_ASSIGN(bf16* normed, scratch.take<bf16>(a.T * a.K));
-    DSV4_TRY(rms_norm(ctx, {.x = a.x, .w = a.norm, .y = normed, .T = a.T, .N = a.K, .eps = a.norm_eps}));
-    p.x = normed;
-  }
+  LinearParams p{.n = a.n, .T = static_cast<int32_t>(a.T), .K = static_cast<int32_t>(a.K), .x = a.x, .norm = a.norm,
+                 .norm_eps = a.norm_eps};
   for (int32_t i = 0; i < a.n; ++i) {
     DSV4_TRY(check_dtype("linear_stack", "y", a.y_dtype[i], {DType::kBF16, DType::kF32}));
     p.jobs[i] = make_job(a.w[i], a.y[i], a.y_dtype[i]);
@@ -277,7 +292,7 @@ Status linear_stack(OpContext& ctx, const LinearStackArgs& a) {
 }
 
 Status grouped_linear(OpContext& ctx, const GroupedLinearArgs& a) {
-  Params p{.n = 1, .T = static_cast<int32_t>(a.T), .K = static_cast<int32_t>(a.w.cols), .x = a.x,
+  LinearParams p{.n = 1, .T = static_cast<int32_t>(a.T), .K = static_cast<int32_t>(a.w.cols), .x = a.x,
            .rows_per_group = static_cast<int32_t>(a.w.rows / a.G)};
   p.jobs[0] = make_job(a.w, a.y, DType::kBF16);
   return run(ctx, p, true, a.G);

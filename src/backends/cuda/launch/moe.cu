@@ -1,8 +1,8 @@
 // Router and experts. Routing never leaves the device: a plan of tasks (expert, up to 8 NT of its
 // tokens) is made there, and grids are sized for the most tasks that the batch can have.
 //   route_kernel    lists of tokens per expert, tasks; act8 of the input
-//   up_kernel       w1 and w3, clamp, SwiGLU, routing weight, act8 of h
-//   down_kernel     w2, BF16 per expert
+//   up_kernel       w1 and w3, clamp, SwiGLU, routing weight, act8 of h: here for NVFP4, else in moe_wgmma.cu
+//   down_kernel     w2, BF16 per expert: the same
 //   combine_kernel  experts in ascending id, then the shared one
 // The shared expert is one more expert whose tokens are all rows.
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include "backends/cuda/device/multiply.cuh"
 #include "backends/cuda/device/quantise.cuh"
 #include "backends/cuda/launch/linear.h"
+#include "backends/cuda/launch/moe.h"
 #include "backends/cuda/ops.h"
 #include "base/str.h"
 #include "ops/check.h"
@@ -19,6 +20,7 @@ namespace {
 
 constexpr int kMaxExperts = 1024;
 constexpr int kMaxTopk = 16;
+constexpr int kFewRows = 16;  // with which the shared expert is a task among others
 
 // sqrt(softplus) scores, top-k or table, weights. One warp per token.
 struct Select {
@@ -81,29 +83,22 @@ __global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
   if (lane < p.k) p.weights[t * p.k + lane] = score[ids[lane]] / sum * p.scaling;
 }
 
-// A task: tokens lists[first .. first + count) of one expert; expert -1 = the shared one, whose "list"
-// is the rows themselves.
-struct Task {
-  int32_t expert, first, count, unused;  // 16 bytes: one load
-};
-
-struct Plan {
-  Task* tasks;
-  int32_t* task_count;
-  int32_t* lists;  // [E, T] pairs t * k + i
-};
-
 // Block 0 makes the plan, the others quantise the input: a warp per group of 128.
 struct Route {
   const int32_t* ids;
   const bf16* x;
-  uint16_t* codes;
+  uint8_t* codes;
   float* scales;
   int32_t T, E, k, D, per_task;
+  bool plan_shared;  // tasks of the shared expert too
+  bool in_order;     // codes in order of K
   Plan plan;
 };
 
-__device__ void make_plan(const int32_t* ids, int T, int E, int k, int per_task, Plan plan) {
+__device__ void make_plan(const Route& p) {
+  const int32_t* ids = p.ids;
+  const int T = p.T, E = p.E, k = p.k, per_task = p.per_task;
+  const Plan& plan = p.plan;
   __shared__ int count[kMaxExperts];
   for (int e = threadIdx.x; e < E; e += blockDim.x) count[e] = 0;
   __syncthreads();
@@ -118,7 +113,7 @@ __device__ void make_plan(const int32_t* ids, int T, int E, int k, int per_task,
   int tasks = 0;
   for (int base = 0; base <= E; base += 32) {
     const int e = base + lane;  // E: the shared expert
-    const int tokens = e < E ? count[e] : e == E ? T : 0;
+    const int tokens = e < E ? count[e] : e == E && p.plan_shared ? T : 0;
     const int mine = (tokens + per_task - 1) / per_task;
     int inclusive = mine;
     for (int o = 1; o < 32; o *= 2) {
@@ -135,48 +130,20 @@ __device__ void make_plan(const int32_t* ids, int T, int E, int k, int per_task,
 
 __global__ void __launch_bounds__(1024) route_kernel(const __grid_constant__ Route p) {
   wait_for_previous();
-  if (blockIdx.x == 0) return make_plan(p.ids, p.T, p.E, p.k, p.per_task, p.plan);
+  if (blockIdx.x == 0) return make_plan(p);
   const int blocks = (p.D + kBlockK - 1) / kBlockK;
   const int64_t i = static_cast<int64_t>(blockIdx.x - 1) * 32 + threadIdx.x / 32;
   if (i >= static_cast<int64_t>(p.T) * blocks) return;
   float v[4];
   load_group(p.x + i / blocks * p.D, p.D, static_cast<int>(i % blocks), v);
-  const float scale = quantise_group(v, p.codes + i * kBlockK);
+  uint8_t* codes = p.codes + i * kBlockK;
+  const float scale = p.in_order ? quantise_group<true>(v, codes) : quantise_group(v, codes);
   if (threadIdx.x % 32 == 0) p.scales[i] = scale;
-}
-
-struct Experts {
-  MatrixStack w1, w3, w2;
-  Matrix shared_w1, shared_w3, shared_w2;
-  Plan plan;
-  const uint16_t* x;      // [T, K] quantised input
-  const float* x_scales;  // [T, blocks]
-  const float* weights;   // [T, k]
-  uint16_t* h;            // [T * k + T, I padded]
-  float* h_scales;        // [T * k + T, blocks of I]
-  bf16* out;              // [T * k + T, D]
-  float limit;
-  int32_t T, D, I, shared_I, k, h_stride;  // h_stride: elements
-  bool x_staged, h_staged;                 // inputs of a task through shared memory
-};
-
-__device__ Matrix at(const MatrixStack& s, int expert) {
-  Matrix m = s.first;
-  m.codes += expert * s.code_stride;
-  m.scales += expert * s.scale_stride;
-  m.global_scale = s.global_scales ? s.global_scales[expert] : 1.0f;
-  return m;
-}
-
-// Pair of column n of a task: row of h and out.
-__device__ int pair_of(const Experts& p, const Task& task, int n) {
-  return task.expert < 0 ? p.T * p.k + task.first + n
-                         : p.plan.lists[static_cast<int64_t>(task.expert) * p.T + task.first + n];
 }
 
 // 128 rows of w1 and w3 per block: 128 values of h are one group of act8. K in two shares: of two warps
 // (WPT, warps per tile) where there are few tasks, of one warp in turn where blocks are many.
-constexpr int kTiles = 8, kSplit = 2, kRows = kTiles * kTileRows;
+constexpr int kTiles = 8, kSplit = kExpertShares, kRows = kTiles * kTileRows;
 static_assert(kRows == kBlockK);
 template <int NT>
 constexpr int kSumBytes = kRows * kSplit * NT * 8 * 4;  // shares of one matrix
@@ -193,10 +160,10 @@ __device__ void prefetch_tile(const Matrix& m, int tile) {
 // The input of a task's tokens, row_of(n) of `codes` and `scales`: copied to shared memory at `staged` where
 // that is not nullptr, since every warp reads all of it and would wait for L2 at every block.
 template <int NT, int kThreads, class RowOf>
-__device__ Input<NT> task_input(const uint16_t* codes, const float* scales, int blocks, int count, char* staged,
+__device__ Input<NT> task_input(const uint8_t* codes, const float* scales, int blocks, int count, char* staged,
                                 const RowOf& row_of) {
   const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
-  const uint32_t row_bytes = static_cast<uint32_t>(blocks) * kBlockK * 2;
+  const uint32_t row_bytes = static_cast<uint32_t>(blocks) * kBlockK;
   Input<NT> in{.x = reinterpret_cast<const char*>(codes), .scales = scales};
   uint32_t stride = row_bytes;
   if (staged) {
@@ -227,7 +194,7 @@ __device__ Input<NT> task_input(const uint16_t* codes, const float* scales, int 
   return in;
 }
 
-constexpr int staged_bytes(int tokens, int blocks) { return tokens * (blocks * (kBlockK * 2 + 4) + 64); }
+constexpr int staged_bytes(int tokens, int blocks) { return tokens * (blocks * (kBlockK + 4) + 64); }
 
 // The shares of one tile that are this warp's into `sums` [matrix][share][token][16 rows].
 template <Product P, int NT, int WPT, int MA>
@@ -379,11 +346,10 @@ Status launch_experts(OpContext& ctx, Experts p, unsigned tasks) {
   return enqueue(ctx, "down_kernel", down_kernel<P, NT>, dim3(down_blocks, tasks), kTiles * 32, static_cast<size_t>(down_bytes), p);
 }
 
-template <Product P>
-Status launch_tokens(OpContext& ctx, const Experts& p, unsigned tasks, int per_task) {
-  if (per_task == 8) return launch_experts<P, 1>(ctx, p, tasks);
-  if (per_task == 16) return launch_experts<P, 2>(ctx, p, tasks);
-  return launch_experts<P, 4>(ctx, p, tasks);
+Status nvfp4_experts(OpContext& ctx, const Experts& p, unsigned tasks, int per_task) {
+  if (per_task == 8) return launch_experts<Product::kNvfp4, 1>(ctx, p, tasks);
+  if (per_task == 16) return launch_experts<Product::kNvfp4, 2>(ctx, p, tasks);
+  return launch_experts<Product::kNvfp4, 4>(ctx, p, tasks);
 }
 
 }  // namespace
@@ -416,11 +382,12 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   if (a.w1.format != a.w2.format || a.w1.format != a.w3.format) {
     return Status(Code::kUnsupported, "cuda: w1, w2 and w3 of the experts are expected in one format");
   }
+  switch (a.w1.format) {
+    case WeightFormat::kMxfp4: case WeightFormat::kNvfp4: case WeightFormat::kFp8Tile128: break;
+    default: return Status(Code::kUnsupported, cat("cuda: experts of ", format_info(a.w1.format).name));
+  }
+  const bool nvfp4 = a.w1.format == WeightFormat::kNvfp4;
   const int64_t pairs = a.T * a.k;
-  // Few tokens per expert: 8 waste least. Each expert sees pairs / E on average.
-  const int per_task = pairs <= 6 * a.E ? 8 : pairs <= 12 * a.E ? 16 : 32;
-  const int64_t shared_tasks = ceil_div<int64_t>(a.T, per_task);
-  const int64_t tasks = std::min(pairs, a.E + pairs / per_task) + shared_tasks;
   const int64_t I = ceil_div<int64_t>(std::max(a.I, a.shared_I), kBlockK) * kBlockK;
 
   Workspace::Scope scratch(ctx.workspace);
@@ -429,28 +396,34 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
             .weights = a.weights, .limit = a.limit, .T = static_cast<int32_t>(a.T), .D = static_cast<int32_t>(a.D),
             .I = static_cast<int32_t>(a.I), .shared_I = static_cast<int32_t>(a.shared_I),
             .k = static_cast<int32_t>(a.k), .h_stride = static_cast<int32_t>(I)};
+  const int per_task = nvfp4 ? (pairs <= 6 * a.E ? 8 : pairs <= 12 * a.E ? 16 : 32) : task_tokens(p, pairs, a.E);
+  // With many rows the shared expert reads its weights once per kManyTaskTokens of them.
+  const bool plan_shared = nvfp4 || a.T <= kFewRows;
+  const int64_t tasks = std::min(pairs, a.E + pairs / per_task) + (plan_shared ? ceil_div<int64_t>(a.T, per_task) : 0);
   DSV4_ASSIGN(p.plan.tasks, scratch.take<Task>(tasks));
   DSV4_ASSIGN(p.plan.task_count, scratch.take<int32_t>(1));
   DSV4_ASSIGN(p.plan.lists, scratch.take<int32_t>(a.E * a.T));
-  DSV4_ASSIGN(p.h, scratch.take<uint16_t>((pairs + a.T) * I));
+  DSV4_ASSIGN(p.h, scratch.take<uint8_t>((pairs + a.T) * I));
   DSV4_ASSIGN(p.h_scales, scratch.take<float>((pairs + a.T) * (I / kBlockK)));
   DSV4_ASSIGN(p.out, scratch.take<bf16>((pairs + a.T) * a.D));
   const int64_t blocks = ceil_div<int64_t>(a.D, kBlockK);
-  DSV4_ASSIGN(uint16_t* codes, scratch.take<uint16_t>(a.T * blocks * kBlockK));
+  DSV4_ASSIGN(uint8_t* codes, scratch.take<uint8_t>(a.T * blocks * kBlockK));
   DSV4_ASSIGN(float* scales, scratch.take<float>(a.T * blocks));
   p.x = codes;
   p.x_scales = scales;
 
   const Route route{.ids = a.ids, .x = a.x, .codes = codes, .scales = scales, .T = p.T, .E = static_cast<int32_t>(a.E),
-                    .k = p.k, .D = p.D, .per_task = per_task, .plan = p.plan};
+                    .k = p.k, .D = p.D, .per_task = per_task, .plan_shared = plan_shared, .in_order = !nvfp4,
+                    .plan = p.plan};
   DSV4_TRY(enqueue(ctx, "route_kernel", route_kernel, static_cast<unsigned>(1 + ceil_div<int64_t>(a.T * blocks, 32)), 1024, 0,
                    route));
   const unsigned n = static_cast<unsigned>(tasks);
-  switch (a.w1.format) {
-    case WeightFormat::kMxfp4: DSV4_TRY(launch_tokens<Product::kMxfp4>(ctx, p, n, per_task)); break;
-    case WeightFormat::kNvfp4: DSV4_TRY(launch_tokens<Product::kNvfp4>(ctx, p, n, per_task)); break;
-    case WeightFormat::kFp8Tile128: DSV4_TRY(launch_tokens<Product::kFp8>(ctx, p, n, per_task)); break;
-    default: return Status(Code::kUnsupported, cat("cuda: experts of ", format_info(a.w1.format).name));
+  if (nvfp4) {
+    DSV4_TRY(nvfp4_experts(ctx, p, n, per_task));
+  } else {
+    const Product product = a.w1.format == WeightFormat::kMxfp4 ? Product::kMxfp4 : Product::kFp8;
+    DSV4_TRY(routed_experts(ctx, p, product, n, per_task));
+    if (!plan_shared) DSV4_TRY(shared_expert(ctx, p));
   }
   const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(a.D, 256)), static_cast<unsigned>(a.T));
   return enqueue(ctx, "combine_kernel", combine_kernel, grid, 256, 0, p.out, a.ids, static_cast<int>(a.T), static_cast<int>(a.D), static_cast<int>(a.k), a.y);

@@ -1,0 +1,62 @@
+// What the kernels of experts share: the plan of tasks, and the stacks they work on.
+#pragma once
+
+#include "backends/cuda/core.h"
+#include "backends/cuda/device/multiply.cuh"
+#include "ops/args/linear.h"
+
+namespace dsv4::cuda {
+
+inline constexpr int kExpertShares = 2;     // of K, in every product of experts
+inline constexpr int kManyTaskTokens = 64;  // of a task where experts have many tokens
+
+// A task: tokens lists[first .. first + count) of one expert; expert -1 = the shared one, whose "list"
+// is the rows themselves.
+struct Task {
+  int32_t expert, first, count, unused;  // 16 bytes: one load
+};
+
+struct Plan {
+  Task* tasks;
+  int32_t* task_count;
+  int32_t* lists;  // [E, T] pairs t * k + i
+};
+
+struct Experts {
+  MatrixStack w1, w3, w2;
+  Matrix shared_w1, shared_w3, shared_w2;
+  Plan plan;
+  const uint8_t* x;       // [T, K] quantised input
+  const float* x_scales;  // [T, blocks]
+  const float* weights;   // [T, k]
+  uint8_t* h;             // [T * k + T, I padded] quantised
+  float* h_scales;        // [T * k + T, blocks of I]
+  bf16* out;              // [T * k + T, D]
+  float limit;
+  int32_t T, D, I, shared_I, k, h_stride;  // h_stride: bytes
+  bool x_staged, h_staged;                 // inputs of a task through shared memory
+};
+
+__device__ inline Matrix at(const MatrixStack& s, int expert) {
+  Matrix m = s.first;
+  m.codes += expert * s.code_stride;
+  m.scales += expert * s.scale_stride;
+  m.global_scale = s.global_scales ? s.global_scales[expert] : 1.0f;
+  return m;
+}
+
+// Pair of column n of a task: row of h and out.
+__device__ inline int pair_of(const Experts& p, const Task& task, int n) {
+  return task.expert < 0 ? p.T * p.k + task.first + n
+                         : p.plan.lists[static_cast<int64_t>(task.expert) * p.T + task.first + n];
+}
+
+// Experts in MXFP4 or FP8; x and h in order of K.
+// Tokens of a task for `pairs` of tokens and experts.
+int task_tokens(const Experts& p, int64_t pairs, int64_t E);
+// Both products of the tasks of the plan.
+Status routed_experts(OpContext& ctx, const Experts& p, Product product, unsigned tasks, int per_task);
+// Both products of the shared expert for all rows.
+Status shared_expert(OpContext& ctx, const Experts& p);
+
+}  // namespace dsv4::cuda

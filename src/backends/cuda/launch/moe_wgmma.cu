@@ -1,0 +1,424 @@
+// Experts in MXFP4 or FP8 on FP8 tensor cores (device/wgmma.cuh): the same sums for 1 and for 64 tokens of a task.
+//   up    w1 and w3 of 128 rows per block, clamp, SwiGLU, routing weight, act8 of h
+//   down  w2, 256 rows per block, BF16 per expert
+// Few tokens: their whole input lies in shared memory, and warpgroups run free. Many: blocks of K come through a ring.
+#include <algorithm>
+
+#include "backends/cuda/device/quantise.cuh"
+#include "backends/cuda/device/wgmma.cuh"
+#include "backends/cuda/launch/moe.h"
+#include "base/str.h"
+
+namespace dsv4::cuda {
+namespace {
+
+constexpr int kTiles = 8;  // of 16 rows per matrix and block: two warpgroups
+constexpr int kPair = 2;   // tiles of a warp: w1 and w3, or two of w2
+constexpr int kShares = kExpertShares;
+constexpr int kUpRows = kTiles * kTileRows, kDownRows = kPair * kUpRows;
+static_assert(kUpRows == kBlockK);
+template <int NT>
+constexpr int kShareSums = NT * 8 * kTileRows;  // floats of one tile and share: [token][16 rows]
+template <int NT>
+constexpr int kSumBytes = kTiles * kPair * kShares * kShareSums<NT> * 4;
+
+// What a block works on: its tiles by warp, its tokens.
+template <class RowOf>
+struct Work {
+  const uint8_t* x;     // act8 codes in order of K, [row][blocks]
+  const float* scales;  // [row][scale_stride]
+  int32_t x_blocks;     // of a row
+  int32_t blocks;       // of the product
+  int32_t count;        // tokens
+  RowOf row_of;         // of token n
+};
+
+template <Product P>
+__device__ void load_pair(const Tile (&tiles)[kPair], const bool (&inside)[kPair], int block, Block<P> (&b)[kPair]) {
+#pragma unroll
+  for (int m = 0; m < kPair; ++m) {
+    if (inside[m]) load_block<P>(tiles[m], block, b[m]);
+  }
+}
+
+// Few tokens, input whole in shared memory: sums of both shares at `sums` [tile of block][of pair][share].
+template <Product P, int NT, int WPT, class RowOf>
+__device__ void multiply_few(const Tile (&tiles)[kPair], const bool (&inside)[kPair], const Work<RowOf>& w, char* shared, float*& sums) {
+  constexpr int kThreads = kTiles * WPT * 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  char* tokens = shared;
+  float* scales = reinterpret_cast<float*>(shared + w.x_blocks * NT * kTokenTileBytes);  // [block][NT * 8]
+  sums = scales + w.x_blocks * NT * 8;
+  for (int n = 0; n < w.count; ++n) {
+    const int64_t row = w.row_of(n);
+    const uint8_t* from = w.x + row * w.x_blocks * kBlockK;
+    for (int i = threadIdx.x; i < w.x_blocks * 8; i += kThreads) {
+      copy_async_16(tokens + i / 8 * NT * kTokenTileBytes + token_piece(n, i % 8), from + i * 16);
+    }
+    for (int i = threadIdx.x; i < w.x_blocks; i += kThreads) scales[i * NT * 8 + n] = w.scales[row * w.x_blocks + i];
+  }
+  copy_async_commit();
+  constexpr int kDepth = NT == 1 && is_fp4(P) ? 2 : 1;  // blocks in flight, as registers allow
+  const int first = WPT == 2 ? warp / kTiles : 0;
+  Block<P> ahead[kDepth][kPair] = {};
+#pragma unroll
+  for (int d = 0; d < kDepth; ++d) {
+    if (first + d * kShares < w.blocks) load_pair<P>(tiles, inside, first + d * kShares, ahead[d]);
+  }
+  copy_async_wait<0>();
+  fence_for_wgmma();
+  __syncthreads();
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(tokens));
+  for (int share = first; share < kShares; share += WPT) {
+    float total[kPair][NT][4] = {};
+    for (int base = share; base < w.blocks; base += kDepth * kShares) {
+#pragma unroll
+      for (int stage = 0; stage < kDepth; ++stage) {
+        const int block = base + stage * kShares;
+        if (block >= w.blocks) break;
+        Block<P> b[kPair];
+#pragma unroll
+        for (int m = 0; m < kPair; ++m) b[m] = ahead[stage][m];
+        if (block + kDepth * kShares < w.blocks) load_pair<P>(tiles, inside, block + kDepth * kShares, ahead[stage]);
+        multiply_tokens<P>(b, at + block * NT * kTokenTileBytes, scales + block * NT * 8, total);
+      }
+    }
+    if (WPT == 1 && share + 1 < kShares) {
+#pragma unroll
+      for (int d = 0; d < kDepth; ++d) {
+        if (share + 1 + d * kShares < w.blocks) load_pair<P>(tiles, inside, share + 1 + d * kShares, ahead[d]);
+      }
+    }
+    for (int m = 0; m < kPair; ++m) {
+      float* mine = sums + ((warp % kTiles * kPair + m) * kShares + share) * kShareSums<NT>;
+      for (int n = 0; n < NT; ++n) {
+        for (int i = 0; i < 4; ++i) mine[(n * 8 + 2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[m][n][i];
+      }
+    }
+  }
+  __syncthreads();
+}
+
+constexpr int kManyTokens = kManyTaskTokens, kManyGroups = kManyTokens / 8;
+constexpr int kStages = 4;
+constexpr int kStageBytes = kManyGroups * kTokenTileBytes, kStageScales = kManyTokens;
+constexpr int kManyThreads = kTiles * 32;
+constexpr int kRingBytes = kStages * (kStageBytes + kStageScales * 4);
+constexpr int kLaneSums = kPair * kManyGroups * 4;
+using ManySums = float[kPair][kManyGroups][4];
+
+// Many tokens: the sums of a lane, shares added in order. `shared`: the ring, then room for one share.
+template <Product P, class RowOf>
+__device__ void multiply_many(const Tile (&tiles)[kPair], const bool (&inside)[kPair], const Work<RowOf>& w, char* shared, ManySums& total) {
+  float* ring_scales = reinterpret_cast<float*>(shared + kStages * kStageBytes);
+  float* spare = reinterpret_cast<float*>(shared + kRingBytes) + threadIdx.x;
+  // This thread copies piece % 8 of two tokens, and the scale of one.
+  constexpr int kCopies = kManyTokens * 8 / kManyThreads;
+  const uint8_t* from[kCopies];
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i) {
+    const int n = (threadIdx.x + i * kManyThreads) / 8;
+    from[i] = n < w.count ? w.x + w.row_of(n) * w.x_blocks * kBlockK + threadIdx.x % 8 * 16 : nullptr;
+  }
+  const bool has_scale = static_cast<int>(threadIdx.x) < w.count;
+  const float* scale = has_scale ? w.scales + w.row_of(threadIdx.x) * w.x_blocks : nullptr;
+  const auto next = [&](int block) { return block + kShares < w.blocks ? block + kShares : block % kShares + 1; };
+  int copied = 0, to_copy = 0;
+  const auto copy_next = [&] {
+    if (copied < w.blocks) {
+      char* stage = shared + copied % kStages * kStageBytes;
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        const int n = (threadIdx.x + i * kManyThreads) / 8;
+        copy_async_16_or_zero(stage + token_piece(n, threadIdx.x % 8), from[i] + to_copy * kBlockK, from[i]);
+      }
+      if (threadIdx.x < kManyTokens) {
+        copy_async_4_or_zero(ring_scales + copied % kStages * kStageScales + threadIdx.x, scale + to_copy, has_scale);
+      }
+      to_copy = next(to_copy);
+    }
+    copy_async_commit();
+    ++copied;
+  };
+  for (int s = 0; s + 1 < kStages; ++s) copy_next();
+  Block<P> ahead[kPair] = {};
+  int block = 0;
+  load_pair<P>(tiles, inside, block, ahead);
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  for (int round = 0; round < w.blocks; ++round) {
+    copy_async_wait<kStages - 2>();
+    fence_for_wgmma();
+    __syncthreads();
+    copy_next();
+    Block<P> b[kPair];
+#pragma unroll
+    for (int m = 0; m < kPair; ++m) b[m] = ahead[m];
+    const int following = next(block);
+    if (round + 1 < w.blocks) load_pair<P>(tiles, inside, following, ahead);
+    multiply_tokens<P>(b, at + round % kStages * kStageBytes, ring_scales + round % kStages * kStageScales, total);
+    if (following % kShares != block % kShares && following < w.blocks && round + 1 < w.blocks) {
+      static_assert(kShares == 2, "the first share is kept, the second added to it");
+#pragma unroll
+      for (int e = 0; e < kLaneSums; ++e) {
+        float& v = total[e / (kManyGroups * 4)][e / 4 % kManyGroups][e % 4];
+        spare[e * kManyThreads] = v;
+        v = 0.0f;
+      }
+    }
+    block = following;
+  }
+  copy_async_wait<0>();
+  if (w.blocks < kShares) return;
+#pragma unroll
+  for (int e = 0; e < kLaneSums; ++e) {
+    float& v = total[e / (kManyGroups * 4)][e / 4 % kManyGroups][e % 4];
+    v = spare[e * kManyThreads] + v;
+  }
+}
+
+// silu(a) u, both clamped. Comparisons as the definition has them: a NaN passes.
+__device__ float swiglu(float a, float u, float limit) {
+  a = a > limit ? limit : a;
+  u = u > limit ? limit : u < -limit ? -limit : u;
+  return a / (1.0f + expf(-a)) * u;
+}
+
+// act8 of one group of h of pair `pair` by one warp; lane l gives elements 4 l .. 4 l + 3.
+__device__ void store_h(const Experts& p, int pair, const float (&h)[4]) {
+  const float scale = quantise_group<true>(h, p.h + static_cast<int64_t>(pair) * p.h_stride + blockIdx.x * kUpRows);
+  if (threadIdx.x % 32 == 0) p.h_scales[static_cast<int64_t>(pair) * (p.h_stride / kBlockK) + blockIdx.x] = scale;
+}
+
+template <Product P, int NT, int WPT>
+__device__ void up(const Experts& p, const Task& task, const Matrix& w1, const Matrix& w3, int I, char* shared) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, local = warp % kTiles, tile = blockIdx.x * kTiles + local;
+  const bool present = tile < w1.tiles(), inside[kPair] = {present, present};
+  const Tile tiles[kPair] = {tile_of<P>(w1, present ? tile : 0), tile_of<P>(w3, present ? tile : 0)};
+  const auto row_of = [&](int n) {
+    const int pair = pair_of(p, task, n);
+    return static_cast<int64_t>(task.expert < 0 ? pair - p.T * p.k : pair / p.k);
+  };
+  const Work<decltype(row_of)> w{p.x, p.x_scales, w1.blocks(), w1.blocks(), task.count, row_of};
+  const int rows = I - static_cast<int>(blockIdx.x) * kUpRows;  // of this block
+  if constexpr (NT == kManyGroups) {
+    ManySums total = {};
+    multiply_many<P>(tiles, inside, w, shared, total);
+    __syncthreads();
+    constexpr int kRow = kUpRows + 1;
+    float* h = reinterpret_cast<float*>(shared);
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int r = local * kTileRows + lane / 4 + i / 2 * 8;
+        h[(n * 8 + lane % 4 * 2 + i % 2) * kRow + r] =
+            r < rows ? swiglu(round_bf16(total[0][n][i] * w1.global_scale), round_bf16(total[1][n][i] * w3.global_scale), p.limit) : 0.0f;
+      }
+    }
+    __syncthreads();
+    for (int n = warp; n < task.count; n += kTiles) {
+      const int pair = pair_of(p, task, n);
+      const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
+      float v[4];
+      for (int i = 0; i < 4; ++i) v[i] = round_bf16(h[n * kRow + lane * 4 + i] * weight);
+      store_h(p, pair, v);
+    }
+  } else {
+    float* sums;
+    multiply_few<P, NT, WPT>(tiles, inside, w, shared, sums);
+    for (int n = warp; n < task.count; n += kTiles * WPT) {
+      const int pair = pair_of(p, task, n);
+      const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
+      float v[4];
+      for (int i = 0; i < 4; ++i) {
+        const int r = lane * 4 + i;
+        const auto sum = [&](int m) {
+          const float* s = sums + (r / kTileRows * kPair + m) * kShares * kShareSums<NT> + n * kTileRows + r % kTileRows;
+          return s[0] + s[kShareSums<NT>];
+        };
+        v[i] = r < rows ? round_bf16(swiglu(round_bf16(sum(0) * w1.global_scale), round_bf16(sum(1) * w3.global_scale), p.limit) * weight) : 0.0f;
+      }
+      store_h(p, pair, v);
+    }
+  }
+}
+
+template <Product P, int NT, int WPT>
+__device__ void down(const Experts& p, const Task& task, const Matrix& w2, char* shared) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, local = warp % kTiles;
+  Tile tiles[kPair];
+  bool inside[kPair];
+#pragma unroll
+  for (int m = 0; m < kPair; ++m) {
+    const int tile = (blockIdx.x * kTiles + local) * kPair + m;
+    inside[m] = tile < w2.tiles();
+    tiles[m] = tile_of<P>(w2, inside[m] ? tile : 0);
+  }
+  const auto row_of = [&](int n) { return static_cast<int64_t>(pair_of(p, task, n)); };
+  const Work<decltype(row_of)> w{p.h, p.h_scales, p.h_stride / kBlockK, w2.blocks(), task.count, row_of};
+  constexpr int kThreads = kTiles * WPT * 32;
+  const auto store = [&](int n, int r, float low, float high) {
+    const int row = blockIdx.x * kDownRows + r;
+    if (row >= p.D) return;
+    bf16* to = p.out + static_cast<int64_t>(pair_of(p, task, n)) * p.D + row;
+    const bf16 a = to_bf16(low * w2.global_scale), b = to_bf16(high * w2.global_scale);
+    if (p.D % 2 == 0) {
+      *reinterpret_cast<uint32_t*>(to) = static_cast<uint32_t>(a.bits) | static_cast<uint32_t>(b.bits) << 16;
+    } else {
+      to[0] = a;
+      if (row + 1 < p.D) to[1] = b;
+    }
+  };
+  if constexpr (NT == kManyGroups) {
+    ManySums total = {};
+    multiply_many<P>(tiles, inside, w, shared, total);
+    // Through shared memory, so that neighbouring threads write neighbouring rows.
+    __syncthreads();
+    constexpr int kRow = kDownRows + 2;
+    float* out = reinterpret_cast<float*>(shared);
+#pragma unroll
+    for (int m = 0; m < kPair; ++m) {
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          out[(n * 8 + lane % 4 * 2 + i % 2) * kRow + (local * kPair + m) * kTileRows + lane / 4 + i / 2 * 8] = total[m][n][i];
+        }
+      }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < task.count * (kDownRows / 2); i += kThreads) {
+      const int n = i / (kDownRows / 2), r = i % (kDownRows / 2) * 2;
+      store(n, r, out[n * kRow + r], out[n * kRow + r + 1]);
+    }
+  } else {
+    float* sums;
+    multiply_few<P, NT, WPT>(tiles, inside, w, shared, sums);
+    for (int i = threadIdx.x; i < task.count * (kDownRows / 2); i += kThreads) {
+      const int n = i / (kDownRows / 2), r = i % (kDownRows / 2) * 2;
+      const float* s = sums + r / kTileRows * kShares * kShareSums<NT> + n * kTileRows + r % kTileRows;
+      store(n, r, s[0] + s[kShareSums<NT>], s[1] + s[kShareSums<NT> + 1]);
+    }
+  }
+}
+
+// The task of a block: of the plan, or a share of the rows for the shared expert alone.
+__device__ bool find_task(const Experts& p, bool shared_only, Task& task) {
+  const int y = static_cast<int>(blockIdx.y);
+  if (shared_only) {
+    task = {-1, y * kManyTokens, min(kManyTokens, p.T - y * kManyTokens), 0};
+    return true;
+  }
+  if (y >= __ldcg(p.plan.task_count)) return false;
+  const int4 raw = __ldcg(reinterpret_cast<const int4*>(p.plan.tasks + y));
+  task = {raw.x, raw.y, raw.z, raw.w};
+  return true;
+}
+
+// The beginning of a warp's tiles into L2, before what they are multiplied with is there.
+constexpr int64_t kPrefetchBytes = 8 * 1024;
+__device__ void prefetch_tile(const Matrix& m, int tile) {
+  const int64_t bytes = static_cast<int64_t>(m.blocks()) * block_code_bytes(m.format);
+  if (threadIdx.x % 32 == 0 && tile < m.tiles()) {
+    prefetch_l2(m.codes + tile * bytes, static_cast<uint32_t>(min(bytes, kPrefetchBytes)));
+  }
+}
+
+template <int NT, int WPT>
+constexpr int kBlocksPerProcessor = NT <= 2 && WPT == 1 ? 2 : 1;
+
+template <Product P, int NT, int WPT>
+__global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>) up_kernel(const __grid_constant__ Experts p, bool shared_only) {
+  // The next kernel comes when all blocks are past this: what made the plan is done then.
+  wait_for_previous_first();
+  extern __shared__ __align__(1024) char expert_shared[];
+  Task task;
+  if (!find_task(p, shared_only, task)) return;
+  const int I = task.expert < 0 ? p.shared_I : p.I;
+  if (static_cast<int>(blockIdx.x) * kUpRows >= I) return;
+  const int tile = blockIdx.x * kTiles + threadIdx.x / 32 % kTiles;
+  if (task.expert < 0) {
+    prefetch_tile(p.shared_w1, tile);
+    prefetch_tile(p.shared_w3, tile);
+    up<Product::kFp8, NT, WPT>(p, task, p.shared_w1, p.shared_w3, I, expert_shared);
+  } else {
+    const Matrix w1 = at(p.w1, task.expert), w3 = at(p.w3, task.expert);
+    prefetch_tile(w1, tile);
+    prefetch_tile(w3, tile);
+    up<P, NT, WPT>(p, task, w1, w3, I, expert_shared);
+  }
+}
+
+template <Product P, int NT, int WPT>
+__global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>) down_kernel(const __grid_constant__ Experts p, bool shared_only) {
+  extern __shared__ __align__(1024) char expert_shared[];
+  // The plan is older than the kernel before this one, and read past L1: weights can be asked for now.
+  Task task;
+  const bool found = find_task(p, shared_only, task);
+  if (found) {
+    const int tile = (blockIdx.x * kTiles + threadIdx.x / 32 % kTiles) * kPair;
+    const Matrix w2 = task.expert < 0 ? p.shared_w2 : at(p.w2, task.expert);
+    prefetch_tile(w2, tile);
+    prefetch_tile(w2, tile + 1);
+  }
+  wait_for_previous();
+  if (!found) return;
+  if (task.expert < 0) down<Product::kFp8, NT, WPT>(p, task, p.shared_w2, expert_shared);
+  else down<P, NT, WPT>(p, task, at(p.w2, task.expert), expert_shared);
+}
+
+template <int NT>
+constexpr int shared_bytes(int blocks) {
+  return blocks * NT * (kTokenTileBytes + 8 * 4) + kSumBytes<NT>;
+}
+constexpr int kManySharedBytes = kRingBytes + kLaneSums * kManyThreads * 4;
+static_assert(kManyTokens * (kDownRows + 2) * 4 <= kManySharedBytes && kManySharedBytes <= kMaxSharedBytes);
+
+template <Product P, int NT, int WPT>
+Status launch(OpContext& ctx, const Experts& p, unsigned tasks, bool shared_only) {
+  const bool many = NT == kManyGroups;
+  const int up_bytes = many ? kManySharedBytes : shared_bytes<NT>(ceil_div(p.D, kBlockK));
+  const int down_bytes = many ? kManySharedBytes : shared_bytes<NT>(p.h_stride / kBlockK);
+  const int I = shared_only ? p.shared_I : std::max(p.I, p.shared_I);
+  DSV4_TRY(allow_shared(up_kernel<P, NT, WPT>, up_bytes));
+  DSV4_TRY(allow_shared(down_kernel<P, NT, WPT>, down_bytes));
+  const unsigned threads = kTiles * WPT * 32;
+  DSV4_TRY(enqueue(ctx, "up_kernel", up_kernel<P, NT, WPT>, dim3(static_cast<unsigned>(ceil_div(I, kUpRows)), tasks), threads, static_cast<size_t>(up_bytes), p, shared_only));
+  return enqueue(ctx, "down_kernel", down_kernel<P, NT, WPT>, dim3(static_cast<unsigned>(ceil_div(p.D, kDownRows)), tasks), threads, static_cast<size_t>(down_bytes), p, shared_only);
+}
+
+template <Product P>
+Status launch_tokens(OpContext& ctx, const Experts& p, unsigned tasks, int per_task) {
+  switch (per_task) {
+    case 8: {
+      // One block per processor and warps to spare, or two of half as many warps.
+      const bool few = tasks * static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kUpRows)) <= 132;
+      return few ? launch<P, 1, 2>(ctx, p, tasks, false) : launch<P, 1, 1>(ctx, p, tasks, false);
+    }
+    case 16: return launch<P, 2, 1>(ctx, p, tasks, false);
+    case 32: return launch<P, 4, 1>(ctx, p, tasks, false);
+    default: return launch<P, kManyGroups, 1>(ctx, p, tasks, false);
+  }
+}
+
+}  // namespace
+
+int task_tokens(const Experts& p, int64_t pairs, int64_t E) {
+  // Few tokens per expert: 8 waste least. Each expert sees pairs / E on average.
+  const int blocks = std::max(ceil_div(p.D, kBlockK), p.h_stride / kBlockK);
+  if (pairs <= 6 * E && shared_bytes<1>(blocks) <= kMaxSharedBytes / 2) return 8;
+  if (pairs <= 12 * E && shared_bytes<2>(blocks) <= kMaxSharedBytes / 2) return 16;
+  if (pairs <= 24 * E && shared_bytes<4>(blocks) <= kMaxSharedBytes) return 32;
+  return kManyTokens;
+}
+
+Status routed_experts(OpContext& ctx, const Experts& p, Product product, unsigned tasks, int per_task) {
+  return product == Product::kMxfp4 ? launch_tokens<Product::kMxfp4>(ctx, p, tasks, per_task)
+                                    : launch_tokens<Product::kFp8>(ctx, p, tasks, per_task);
+}
+
+Status shared_expert(OpContext& ctx, const Experts& p) {
+  return launch<Product::kFp8, kManyGroups, 1>(ctx, p, static_cast<unsigned>(ceil_div(p.T, kManyTokens)), true);
+}
+
+}  // namespace dsv4::cuda
