@@ -30,11 +30,9 @@ __device__ inline uint32_t to_e4m3x4(const float (&v)[4]) {
   return static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 16;
 }
 
-// One group of 128 by one warp: lane l gives elements 4 l .. 4 l + 3. Writes codes to `out` (the
-// group's first element) and returns the scale, to every lane. kInOrder: fours of codes in order of K, for
-// device/wgmma.cuh.
-template <bool kInOrder = false>
-__device__ inline float quantise_group(const float (&v)[4], uint8_t* out) {
+// One group of 128 by one warp: lane l gives elements 4 l .. 4 l + 3 and gets their codes. Returns the scale, to
+// every lane.
+__device__ inline float quantise_four(const float (&v)[4], uint32_t& codes) {
   float amax = 0.0f;
   for (int i = 0; i < 4; ++i) {
     const float a = abs_bits(v[i]);
@@ -45,9 +43,19 @@ __device__ inline float quantise_group(const float (&v)[4], uint8_t* out) {
   const float inverse = ue8m0_inverse(b);
   float code[4];
   for (int i = 0; i < 4; ++i) code[i] = v[i] * inverse;
-  const int lane = threadIdx.x % 32;
-  *reinterpret_cast<uint32_t*>(out + (kInOrder ? 4 * lane : quantised_at(4 * lane))) = to_e4m3x4(code);
+  codes = to_e4m3x4(code);
   return ue8m0_to_float(b);
+}
+
+// The same into a row's codes; `out`: the group's first. kInOrder: fours of codes in order of K, for
+// device/wgmma.cuh.
+template <bool kInOrder = false>
+__device__ inline float quantise_group(const float (&v)[4], uint8_t* out) {
+  uint32_t codes;
+  const float scale = quantise_four(v, codes);
+  const int k = 4 * (threadIdx.x % 32);
+  *reinterpret_cast<uint32_t*>(out + (kInOrder ? k : quantised_at(k))) = codes;
+  return scale;
 }
 
 // Elements 4 l .. 4 l + 3 of group `block` of a BF16 row; 0 past its end.

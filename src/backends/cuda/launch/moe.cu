@@ -5,6 +5,8 @@
 //   down_kernel     w2, BF16 per expert: the same
 //   combine_kernel  experts in ascending id, then the shared one
 // The shared expert is one more expert whose tokens are all rows.
+#include <cooperative_groups.h>
+
 #include <algorithm>
 
 #include "backends/cuda/device/multiply.cuh"
@@ -22,7 +24,7 @@ constexpr int kMaxExperts = 1024;
 constexpr int kMaxTopk = 16;
 constexpr int kFewRows = 16;  // with which the shared expert is a task among others
 
-// sqrt(softplus) scores, top-k or table, weights. One warp per token.
+// sqrt(softplus) scores, top-k or table, weights.
 struct Select {
   const float* logits;  // [T, E]
   const float* bias;
@@ -34,16 +36,13 @@ struct Select {
   int32_t T, E, k;
 };
 
-__global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
-  wait_for_previous();
-  extern __shared__ float shared[];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t t = static_cast<int64_t>(blockIdx.x) * 4 + warp;
-  if (t >= p.T) return;
-  float* score = shared + warp * 2 * p.E;
-  float* rank = score + p.E;
+// The k experts of one token and their weights, by one warp; `score` and `rank` [E] in shared memory, scores made of
+// logit(e).
+template <class Logit>
+__device__ void select_experts(const Select& p, int64_t t, float* score, float* rank, const Logit& logit) {
+  const int lane = threadIdx.x % 32;
   for (int e = lane; e < p.E; e += 32) {
-    const float x = p.logits[t * p.E + e];
+    const float x = logit(e);
     score[e] = sqrtf(x > 20.0f ? x : log1pf(expf(x)));
     if (!p.tid2eid) rank[e] = score[e] + p.bias[e];
   }
@@ -81,6 +80,59 @@ __global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
   }
   __syncwarp();
   if (lane < p.k) p.weights[t * p.k + lane] = score[ids[lane]] / sum * p.scaling;
+}
+
+__global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
+  wait_for_previous();
+  extern __shared__ float shared[];
+  const int warp = threadIdx.x / 32;
+  const int64_t t = static_cast<int64_t>(blockIdx.x) * 4 + warp;
+  if (t >= p.T) return;
+  float* score = shared + warp * 2 * p.E;
+  select_experts(p, t, score, score + p.E, [&](int e) { return p.logits[t * p.E + e]; });
+}
+
+// Gate and selection of up to 8 tokens in one launch: a cluster of kRouterBlocks multiplies, with the sums of
+// `linear`, and its first block selects.
+constexpr int kRouterBlocks = 8, kRouterWarps = 16;
+__global__ void __cluster_dims__(kRouterBlocks) __launch_bounds__(kRouterWarps * 32)
+    few_router_kernel(const Select p, const Matrix gate, const bf16* x, int split) {
+  extern __shared__ float shared[];  // logits [T, E rounded to tiles], of the first block; scores and ranks [T, 2, E]
+  __shared__ float sums[kRouterWarps][8 * kTileRows];
+  namespace cg = cooperative_groups;
+  cg::cluster_group cluster = cg::this_cluster();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, part = warp % split;
+  const int per_block = kRouterWarps / split, tiles = gate.tiles(), columns = tiles * kTileRows;
+  const int first = static_cast<int>(cluster.block_rank()) * per_block;
+  if (part == 0 && lane == 0 && first + warp / split < tiles) {
+    const int64_t bytes = static_cast<int64_t>(gate.blocks()) * block_code_bytes(WeightFormat::kBf16);
+    prefetch_l2(gate.codes + (first + warp / split) * bytes, static_cast<uint32_t>(bytes));
+  }
+  wait_for_previous();
+  Input<1> in{};
+  in.x = reinterpret_cast<const char*>(x);
+  in.row[0] = g < p.T ? static_cast<uint32_t>(g * gate.cols * 2) : kAbsent;
+  float* logits = cluster.map_shared_rank(shared, 0);
+  for (int base = first; base < tiles; base += kRouterBlocks * per_block) {
+    const int tile = base + warp / split;
+    float total[1][1][4] = {};
+    const Tile mine[1] = {tile_of<Product::kBf16>(gate, min(tile, tiles - 1))};
+    if (tile < tiles) multiply<Product::kBf16, 1, 1>(mine, gate.blocks(), part, split, in, total);
+    for (int i = 0; i < 4; ++i) sums[warp][(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[0][0][i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < per_block * p.T * kTileRows; i += kRouterWarps * 32) {
+      const int r = i % kTileRows, local = i / kTileRows % per_block, token = i / kTileRows / per_block;
+      if (base + local >= tiles) continue;
+      float sum = 0.0f;
+      for (int w = local * split; w < (local + 1) * split; ++w) sum += sums[w][token * kTileRows + r];
+      logits[token * columns + (base + local) * kTileRows + r] = sum * gate.global_scale;
+    }
+    __syncthreads();
+  }
+  cluster.sync();
+  if (cluster.block_rank() != 0 || warp >= p.T) return;
+  float* score = shared + p.T * columns + warp * 2 * p.E;
+  select_experts(p, warp, score, score + p.E, [&](int e) { return shared[warp * columns + e]; });
 }
 
 // Block 0 makes the plan, the others quantise the input: a warp per group of 128.
@@ -359,12 +411,22 @@ Status router(OpContext& ctx, const RouterArgs& a) {
   if (a.k > kMaxTopk || a.k > a.E) {
     return Status(Code::kUnsupported, cat("cuda: ", a.k, " experts per token: expected at most ", std::min<int64_t>(kMaxTopk, a.E)));
   }
+  Select p{.logits = nullptr, .bias = a.bias, .tid2eid = a.tid2eid, .tokens = a.tokens, .ids = a.ids,
+                 .weights = a.weights, .scaling = a.scaling, .T = static_cast<int32_t>(a.T),
+                 .E = static_cast<int32_t>(a.E), .k = static_cast<int32_t>(a.k)};
+  const Matrix& gate = matrix(a.gate);
+  if (a.T <= 8 && gate.format == WeightFormat::kBf16 && gate.cols % kBlockK == 0) {
+    const int bytes = p.T * (gate.tiles() * kTileRows + 2 * p.E) * 4;
+    if (bytes <= kMaxSharedBytes / 2) {
+      DSV4_TRY(allow_shared(few_router_kernel, bytes));
+      return enqueue(ctx, "few_router_kernel", few_router_kernel, kRouterBlocks, kRouterWarps * 32, static_cast<size_t>(bytes), p, gate, a.x,
+                     split_k(gate.tiles(), gate.blocks()));
+    }
+  }
   Workspace::Scope scratch(ctx.workspace);
   DSV4_ASSIGN(float* logits, scratch.take<float>(a.T * a.E));
   DSV4_TRY(linear(ctx, {.x = a.x, .w = a.gate, .y = logits, .y_dtype = DType::kF32, .T = a.T}));
-  const Select p{.logits = logits, .bias = a.bias, .tid2eid = a.tid2eid, .tokens = a.tokens, .ids = a.ids,
-                 .weights = a.weights, .scaling = a.scaling, .T = static_cast<int32_t>(a.T),
-                 .E = static_cast<int32_t>(a.E), .k = static_cast<int32_t>(a.k)};
+  p.logits = logits;
   const int bytes = 4 * 2 * static_cast<int>(a.E) * 4;
   DSV4_TRY(allow_shared(select_experts_kernel, bytes));
   return enqueue(ctx, "select_experts_kernel", select_experts_kernel, static_cast<unsigned>(ceil_div<int64_t>(a.T, 4)), 128, static_cast<size_t>(bytes), p);
@@ -396,6 +458,17 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
             .weights = a.weights, .limit = a.limit, .T = static_cast<int32_t>(a.T), .D = static_cast<int32_t>(a.D),
             .I = static_cast<int32_t>(a.I), .shared_I = static_cast<int32_t>(a.shared_I),
             .k = static_cast<int32_t>(a.k), .h_stride = static_cast<int32_t>(I)};
+  DSV4_ASSIGN(p.h, scratch.take<uint8_t>((pairs + a.T) * I));
+  DSV4_ASSIGN(p.h_scales, scratch.take<float>((pairs + a.T) * (I / kBlockK)));
+  DSV4_ASSIGN(p.out, scratch.take<bf16>((pairs + a.T) * a.D));
+  const Product product = a.w1.format == WeightFormat::kMxfp4 ? Product::kMxfp4 : Product::kFp8;
+  if (!nvfp4 && plans_itself(a.T, a.k, std::max(a.D, I))) {
+    p.raw = a.x;
+    p.ids = a.ids;
+    p.y = a.y;
+    DSV4_ASSIGN(p.finished, scratch.take<int32_t>(ceil_div<int64_t>(a.D, kBlockK)));
+    return routed_experts(ctx, p, product, static_cast<unsigned>(std::min(pairs, a.E + pairs / 8) + 1), 8);
+  }
   const int per_task = nvfp4 ? (pairs <= 6 * a.E ? 8 : pairs <= 12 * a.E ? 16 : 32) : task_tokens(p, pairs, a.E);
   // With many rows the shared expert reads its weights once per kManyTaskTokens of them.
   const bool plan_shared = nvfp4 || a.T <= kFewRows;
@@ -403,9 +476,6 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   DSV4_ASSIGN(p.plan.tasks, scratch.take<Task>(tasks));
   DSV4_ASSIGN(p.plan.task_count, scratch.take<int32_t>(1));
   DSV4_ASSIGN(p.plan.lists, scratch.take<int32_t>(a.E * a.T));
-  DSV4_ASSIGN(p.h, scratch.take<uint8_t>((pairs + a.T) * I));
-  DSV4_ASSIGN(p.h_scales, scratch.take<float>((pairs + a.T) * (I / kBlockK)));
-  DSV4_ASSIGN(p.out, scratch.take<bf16>((pairs + a.T) * a.D));
   const int64_t blocks = ceil_div<int64_t>(a.D, kBlockK);
   DSV4_ASSIGN(uint8_t* codes, scratch.take<uint8_t>(a.T * blocks * kBlockK));
   DSV4_ASSIGN(float* scales, scratch.take<float>(a.T * blocks));
@@ -421,7 +491,6 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   if (nvfp4) {
     DSV4_TRY(nvfp4_experts(ctx, p, n, per_task));
   } else {
-    const Product product = a.w1.format == WeightFormat::kMxfp4 ? Product::kMxfp4 : Product::kFp8;
     DSV4_TRY(routed_experts(ctx, p, product, n, per_task));
     if (!plan_shared) DSV4_TRY(shared_expert(ctx, p));
   }

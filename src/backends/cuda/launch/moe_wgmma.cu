@@ -1,6 +1,8 @@
 // Experts in MXFP4 or FP8 on FP8 tensor cores (device/wgmma.cuh): the same sums for 1 and for 64 tokens of a task.
 //   up    w1 and w3 of 128 rows per block, clamp, SwiGLU, routing weight, act8 of h
 //   down  w2, 256 rows per block, BF16 per expert
+// With very few rows `up` makes the plan and quantises its input itself, and the last block of `down` to finish a
+// slice of the output adds the experts up: no other kernel is needed.
 // Few tokens: their whole input lies in shared memory, and warpgroups run free. Many: blocks of K come through a ring.
 #include <algorithm>
 
@@ -22,15 +24,24 @@ constexpr int kShareSums = NT * 8 * kTileRows;  // floats of one tile and share:
 template <int NT>
 constexpr int kSumBytes = kTiles * kPair * kShares * kShareSums<NT> * 4;
 
-// What a block works on: its tiles by warp, its tokens.
+// The task of a block: tokens of one expert, or of the shared one (-1).
+struct BlockTask {
+  int32_t expert, count, first;
+  const int32_t* pairs;  // [count], or nullptr: first + n
+
+  __device__ int pair(int n) const { return pairs ? pairs[n] : first + n; }
+};
+
+// What a block multiplies its tiles with: its tokens.
 template <class RowOf>
 struct Work {
-  const uint8_t* x;     // act8 codes in order of K, [row][blocks]
-  const float* scales;  // [row][scale_stride]
-  int32_t x_blocks;     // of a row
-  int32_t blocks;       // of the product
-  int32_t count;        // tokens
-  RowOf row_of;         // of token n
+  const bf16* raw;      // to be quantised, [row][x_columns], or nullptr:
+  const uint8_t* x;     // act8 codes in order of K, [row][x_blocks]
+  const float* scales;  // [row][x_blocks]
+  int32_t x_columns, x_blocks;  // of a row
+  int32_t blocks;               // of the product
+  int32_t count;                // tokens
+  RowOf row_of;                 // of token n
 };
 
 template <Product P>
@@ -49,7 +60,28 @@ __device__ void multiply_few(const Tile (&tiles)[kPair], const bool (&inside)[kP
   char* tokens = shared;
   float* scales = reinterpret_cast<float*>(shared + w.x_blocks * NT * kTokenTileBytes);  // [block][NT * 8]
   sums = scales + w.x_blocks * NT * 8;
-  for (int n = 0; n < w.count; ++n) {
+  constexpr int kDepth = NT == 1 && is_fp4(P) ? 2 : 1;  // blocks in flight, as registers allow
+  const int first = WPT == 2 ? warp / kTiles : 0;
+  Block<P> ahead[kDepth][kPair] = {};
+  const auto load_first = [&](int share) {
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      if (share + d * kShares < w.blocks) load_pair<P>(tiles, inside, share + d * kShares, ahead[d]);
+    }
+  };
+  load_first(first);
+  if (w.raw) {
+    for (int i = warp; i < w.count * w.x_blocks; i += kTiles * WPT) {
+      const int n = i / w.x_blocks, block = i % w.x_blocks;
+      float v[4];
+      load_group(w.raw + w.row_of(n) * w.x_columns, w.x_columns, block, v);
+      uint32_t codes;
+      const float scale = quantise_four(v, codes);
+      *reinterpret_cast<uint32_t*>(tokens + block * NT * kTokenTileBytes + token_piece(n, lane / 4) + lane % 4 * 4) = codes;
+      if (lane == 0) scales[block * NT * 8 + n] = scale;
+    }
+  }
+  for (int n = 0; n < w.count && !w.raw; ++n) {
     const int64_t row = w.row_of(n);
     const uint8_t* from = w.x + row * w.x_blocks * kBlockK;
     for (int i = threadIdx.x; i < w.x_blocks * 8; i += kThreads) {
@@ -58,13 +90,6 @@ __device__ void multiply_few(const Tile (&tiles)[kPair], const bool (&inside)[kP
     for (int i = threadIdx.x; i < w.x_blocks; i += kThreads) scales[i * NT * 8 + n] = w.scales[row * w.x_blocks + i];
   }
   copy_async_commit();
-  constexpr int kDepth = NT == 1 && is_fp4(P) ? 2 : 1;  // blocks in flight, as registers allow
-  const int first = WPT == 2 ? warp / kTiles : 0;
-  Block<P> ahead[kDepth][kPair] = {};
-#pragma unroll
-  for (int d = 0; d < kDepth; ++d) {
-    if (first + d * kShares < w.blocks) load_pair<P>(tiles, inside, first + d * kShares, ahead[d]);
-  }
   copy_async_wait<0>();
   fence_for_wgmma();
   __syncthreads();
@@ -83,12 +108,7 @@ __device__ void multiply_few(const Tile (&tiles)[kPair], const bool (&inside)[kP
         multiply_tokens<P>(b, at + block * NT * kTokenTileBytes, scales + block * NT * 8, total);
       }
     }
-    if (WPT == 1 && share + 1 < kShares) {
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d) {
-        if (share + 1 + d * kShares < w.blocks) load_pair<P>(tiles, inside, share + 1 + d * kShares, ahead[d]);
-      }
-    }
+    if (WPT == 1 && share + 1 < kShares) load_first(share + 1);
     for (int m = 0; m < kPair; ++m) {
       float* mine = sums + ((warp % kTiles * kPair + m) * kShares + share) * kShareSums<NT>;
       for (int n = 0; n < NT; ++n) {
@@ -190,15 +210,15 @@ __device__ void store_h(const Experts& p, int pair, const float (&h)[4]) {
 }
 
 template <Product P, int NT, int WPT>
-__device__ void up(const Experts& p, const Task& task, const Matrix& w1, const Matrix& w3, int I, char* shared) {
+__device__ void up(const Experts& p, const BlockTask& task, const Matrix& w1, const Matrix& w3, int I, char* shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, local = warp % kTiles, tile = blockIdx.x * kTiles + local;
   const bool present = tile < w1.tiles(), inside[kPair] = {present, present};
   const Tile tiles[kPair] = {tile_of<P>(w1, present ? tile : 0), tile_of<P>(w3, present ? tile : 0)};
   const auto row_of = [&](int n) {
-    const int pair = pair_of(p, task, n);
+    const int pair = task.pair(n);
     return static_cast<int64_t>(task.expert < 0 ? pair - p.T * p.k : pair / p.k);
   };
-  const Work<decltype(row_of)> w{p.x, p.x_scales, w1.blocks(), w1.blocks(), task.count, row_of};
+  const Work<decltype(row_of)> w{p.raw, p.x, p.x_scales, p.D, w1.blocks(), w1.blocks(), task.count, row_of};
   const int rows = I - static_cast<int>(blockIdx.x) * kUpRows;  // of this block
   if constexpr (NT == kManyGroups) {
     ManySums total = {};
@@ -217,7 +237,7 @@ __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const M
     }
     __syncthreads();
     for (int n = warp; n < task.count; n += kTiles) {
-      const int pair = pair_of(p, task, n);
+      const int pair = task.pair(n);
       const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
       float v[4];
       for (int i = 0; i < 4; ++i) v[i] = round_bf16(h[n * kRow + lane * 4 + i] * weight);
@@ -227,7 +247,7 @@ __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const M
     float* sums;
     multiply_few<P, NT, WPT>(tiles, inside, w, shared, sums);
     for (int n = warp; n < task.count; n += kTiles * WPT) {
-      const int pair = pair_of(p, task, n);
+      const int pair = task.pair(n);
       const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
       float v[4];
       for (int i = 0; i < 4; ++i) {
@@ -244,7 +264,7 @@ __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const M
 }
 
 template <Product P, int NT, int WPT>
-__device__ void down(const Experts& p, const Task& task, const Matrix& w2, char* shared) {
+__device__ void down(const Experts& p, const BlockTask& task, const Matrix& w2, char* shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, local = warp % kTiles;
   Tile tiles[kPair];
   bool inside[kPair];
@@ -254,13 +274,13 @@ __device__ void down(const Experts& p, const Task& task, const Matrix& w2, char*
     inside[m] = tile < w2.tiles();
     tiles[m] = tile_of<P>(w2, inside[m] ? tile : 0);
   }
-  const auto row_of = [&](int n) { return static_cast<int64_t>(pair_of(p, task, n)); };
-  const Work<decltype(row_of)> w{p.h, p.h_scales, p.h_stride / kBlockK, w2.blocks(), task.count, row_of};
+  const auto row_of = [&](int n) { return static_cast<int64_t>(task.pair(n)); };
+  const Work<decltype(row_of)> w{nullptr, p.h, p.h_scales, 0, p.h_stride / kBlockK, w2.blocks(), task.count, row_of};
   constexpr int kThreads = kTiles * WPT * 32;
   const auto store = [&](int n, int r, float low, float high) {
     const int row = blockIdx.x * kDownRows + r;
     if (row >= p.D) return;
-    bf16* to = p.out + static_cast<int64_t>(pair_of(p, task, n)) * p.D + row;
+    bf16* to = p.out + static_cast<int64_t>(task.pair(n)) * p.D + row;
     const bf16 a = to_bf16(low * w2.global_scale), b = to_bf16(high * w2.global_scale);
     if (p.D % 2 == 0) {
       *reinterpret_cast<uint32_t*>(to) = static_cast<uint32_t>(a.bits) | static_cast<uint32_t>(b.bits) << 16;
@@ -302,16 +322,73 @@ __device__ void down(const Experts& p, const Task& task, const Matrix& w2, char*
   }
 }
 
-// The task of a block: of the plan, or a share of the rows for the shared expert alone.
-__device__ bool find_task(const Experts& p, bool shared_only, Task& task) {
-  const int y = static_cast<int>(blockIdx.y);
+constexpr int kMostPairs = 64;  // of a plan that blocks make for themselves
+struct OwnPlan {
+  int32_t ids[kMostPairs], pairs[8];
+};
+
+// The number of tasks of up to 8 tokens that `ids` [n] makes; and task y of these, its pairs in plan.pairs. By one
+// warp, the same in each lane.
+__device__ int own_task(const int32_t* ids, int n, int y, OwnPlan& plan, BlockTask& task) {
+  const int lane = threadIdx.x % 32;
+  int id[2], place[2];  // of pair lane + 32 h: its expert, how many pairs before it name the same
+  for (int h = 0; h < 2; ++h) {
+    const int i = lane + 32 * h;
+    id[h] = i < n ? __ldcg(ids + i) : -1;
+    plan.ids[i] = id[h];
+  }
+  __syncwarp();
+  uint32_t leaders[2];
+  for (int h = 0; h < 2; ++h) {
+    place[h] = 0;
+    for (int j = 0; j < min(n, 32 * (h + 1)); ++j) place[h] += j < lane + 32 * h && plan.ids[j] == id[h];
+    leaders[h] = __ballot_sync(~0u, lane + 32 * h < n && place[h] % 8 == 0);
+  }
+  const int in_first = __popc(leaders[0]), tasks = in_first + __popc(leaders[1]);
+  if (y < tasks) {
+    const bool second = y >= in_first;
+    const int leader = static_cast<int>(__fns(leaders[second], 0, y - (second ? in_first : 0) + 1)), source = leader + 32 * second;
+    const int eight = __shfl_sync(~0u, place[second], leader) / 8;
+    task = {plan.ids[source], 0, 0, plan.pairs};
+    for (int h = 0; h < 2; ++h) {
+      const bool member = lane + 32 * h < n && id[h] == task.expert && place[h] / 8 == eight;
+      if (member) plan.pairs[place[h] % 8] = lane + 32 * h;
+      task.count += __popc(__ballot_sync(~0u, member));
+    }
+  }
+  __syncwarp();
+  return tasks;
+}
+
+// The task of this block, and how many there are: of the plan, of a plan made here (`own` is for one warp of the
+// block, to be shared by all), or a piece of the rows for the shared expert alone.
+__device__ bool find_task(const Experts& p, bool shared_only, OwnPlan& own, BlockTask& task, int& tasks) {
+  const int y = static_cast<int>(blockIdx.y), pairs = p.T * p.k;
   if (shared_only) {
-    task = {-1, y * kManyTokens, min(kManyTokens, p.T - y * kManyTokens), 0};
+    task = {-1, min(kManyTokens, p.T - y * kManyTokens), pairs + y * kManyTokens, nullptr};
     return true;
   }
-  if (y >= __ldcg(p.plan.task_count)) return false;
+  if (p.raw) {
+    __shared__ BlockTask found;
+    __shared__ int experts;
+    if (threadIdx.x < 32) {
+      BlockTask mine{-1, p.T, pairs, nullptr};
+      const int n = own_task(p.ids, pairs, y, own, mine);
+      if (threadIdx.x == 0) {
+        found = mine;
+        experts = n;
+      }
+    }
+    __syncthreads();
+    task = found;
+    tasks = experts + 1;
+    return y < tasks;
+  }
+  tasks = __ldcg(p.plan.task_count);
+  if (y >= tasks) return false;
   const int4 raw = __ldcg(reinterpret_cast<const int4*>(p.plan.tasks + y));
-  task = {raw.x, raw.y, raw.z, raw.w};
+  task = {raw.x, raw.z, pairs + raw.y, nullptr};
+  if (raw.x >= 0) task.pairs = p.plan.lists + static_cast<int64_t>(raw.x) * p.T + raw.y;
   return true;
 }
 
@@ -327,13 +404,47 @@ __device__ void prefetch_tile(const Matrix& m, int tile) {
 template <int NT, int WPT>
 constexpr int kBlocksPerProcessor = NT <= 2 && WPT == 1 ? 2 : 1;
 
+// The experts of one slice of the output, all tokens, by the block that is the last to finish it.
+__device__ void combine(const Experts& p, int tasks) {
+  __shared__ bool last;
+  __shared__ int32_t order[kMostPairs];  // pairs of each token by ascending expert
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(p.finished + blockIdx.x, 1) == tasks - 1;
+  for (int i = threadIdx.x; i < p.T * p.k; i += blockDim.x) {
+    const int32_t *ids = p.ids + i / p.k * p.k, j = i % p.k, id = ids[j];
+    int rank = 0;
+    for (int o = 0; o < p.k; ++o) rank += ids[o] < id || (ids[o] == id && o < j);
+    order[i - j + rank] = i;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  for (int i = threadIdx.x; i < p.T * kDownRows; i += blockDim.x) {
+    const int t = i / kDownRows, row = blockIdx.x * kDownRows + i % kDownRows;
+    if (row >= p.D) continue;
+    const auto value = [&](int pair) {
+      const unsigned short bits = __ldcg(reinterpret_cast<const unsigned short*>(p.out) + static_cast<int64_t>(pair) * p.D + row);
+      return bits_to_float(static_cast<uint32_t>(bits) << 16);
+    };
+    float sum = 0.0f;
+    for (int j = 0; j < p.k; ++j) sum += value(order[t * p.k + j]);
+    p.y[static_cast<int64_t>(t) * p.D + row] = to_bf16(sum + value(p.T * p.k + t));
+  }
+}
+
 template <Product P, int NT, int WPT>
 __global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>) up_kernel(const __grid_constant__ Experts p, bool shared_only) {
   // The next kernel comes when all blocks are past this: what made the plan is done then.
   wait_for_previous_first();
   extern __shared__ __align__(1024) char expert_shared[];
-  Task task;
-  if (!find_task(p, shared_only, task)) return;
+  __shared__ OwnPlan own;
+  if (p.raw && blockIdx.x == 0 && blockIdx.y == 0) {
+    for (int i = threadIdx.x; i < (p.D + kDownRows - 1) / kDownRows; i += blockDim.x) p.finished[i] = 0;
+  }
+  BlockTask task;
+  int tasks;
+  if (!find_task(p, shared_only, own, task, tasks)) return;
   const int I = task.expert < 0 ? p.shared_I : p.I;
   if (static_cast<int>(blockIdx.x) * kUpRows >= I) return;
   const int tile = blockIdx.x * kTiles + threadIdx.x / 32 % kTiles;
@@ -352,9 +463,11 @@ __global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>
 template <Product P, int NT, int WPT>
 __global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>) down_kernel(const __grid_constant__ Experts p, bool shared_only) {
   extern __shared__ __align__(1024) char expert_shared[];
+  __shared__ OwnPlan own;
   // The plan is older than the kernel before this one, and read past L1: weights can be asked for now.
-  Task task;
-  const bool found = find_task(p, shared_only, task);
+  BlockTask task;
+  int tasks = 0;
+  const bool found = find_task(p, shared_only, own, task, tasks);
   if (found) {
     const int tile = (blockIdx.x * kTiles + threadIdx.x / 32 % kTiles) * kPair;
     const Matrix w2 = task.expert < 0 ? p.shared_w2 : at(p.w2, task.expert);
@@ -365,6 +478,7 @@ __global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>
   if (!found) return;
   if (task.expert < 0) down<Product::kFp8, NT, WPT>(p, task, p.shared_w2, expert_shared);
   else down<P, NT, WPT>(p, task, at(p.w2, task.expert), expert_shared);
+  if (p.raw) combine(p, tasks);
 }
 
 template <int NT>
@@ -402,6 +516,8 @@ Status launch_tokens(OpContext& ctx, const Experts& p, unsigned tasks, int per_t
 }
 
 }  // namespace
+
+bool plans_itself(int64_t T, int64_t k, int64_t D) { return T <= 8 && T * k <= kMostPairs && shared_bytes<1>(static_cast<int>(ceil_div<int64_t>(D, kBlockK))) <= kMaxSharedBytes / 2; }
 
 int task_tokens(const Experts& p, int64_t pairs, int64_t E) {
   // Few tokens per expert: 8 waste least. Each expert sees pairs / E on average.
