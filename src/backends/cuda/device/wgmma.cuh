@@ -12,6 +12,11 @@ namespace dsv4::cuda {
 inline constexpr int kTokenTileBytes = 8 * kBlockK;
 __device__ constexpr int token_piece(int n, int c) { return n * kBlockK + (c ^ n % 8) * 16; }
 
+// What this thread wrote to shared memory is there for products.
+__device__ inline void fence_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
 // Matrix descriptor of such tiles, one after the other, from shared address `at`.
 __device__ inline uint64_t token_descriptor(uint32_t at) {
   return static_cast<uint64_t>((at & 0x3ffff) >> 4) | uint64_t{1} << 16 | uint64_t{kTokenTileBytes >> 4} << 32 | uint64_t{1} << 62;
@@ -24,8 +29,6 @@ template <int N>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-// What this thread wrote to shared memory is there for products.
-__device__ inline void fence_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // d = A B for 8 * N tokens: element 4 n + i is row g + i / 2 * 8 of this warp's 16, token 8 n + 2 t + i % 2.
 __device__ inline void wgmma_first(float (&d)[4], const uint32_t (&a)[4], uint64_t b) {
@@ -58,17 +61,20 @@ __device__ inline void wgmma_written(float (&d)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
+
 // total += one block of MA tiles per warp times NT * 8 tokens at shared address `tokens`; scales [NT * 8] of them.
 // All warps of a warpgroup come together, with the same tokens.
 template <Product P, int MA, int NT>
 __device__ inline void multiply_tokens(const Block<P> (&b)[MA], uint32_t tokens, const float* scales, float (&total)[MA][NT][4]) {
   static_assert(P == Product::kFp8 || P == Product::kMxfp4);
+  float part[MA][NT][4] = {};
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kGroups = NT < 4 ? NT : 4;        // of 8 tokens, in one product
   constexpr int kHalves = NT / kGroups;
   constexpr int kUnits = 4 * MA * kHalves;        // products of this block
   constexpr int kInFlight = kGroups == 1 ? 4 : 2;
   float acc[kInFlight][kGroups * 4];
-  float part[MA][NT][4] = {};
   uint32_t a[2][MA][4];
   const auto add = [&](int u) {
     const int j = u / (MA * kHalves), m = u / kHalves % MA, h = u % kHalves;
@@ -109,6 +115,20 @@ __device__ inline void multiply_tokens(const Block<P> (&b)[MA], uint32_t tokens,
   }
   wgmma_wait<0>();
   add(kUnits - 1);
+#else
+  // Other architectures: warp by warp.
+  const char* rows = static_cast<const char*>(__cvta_shared_to_generic(tokens)) + threadIdx.x % 4 * 4;
+  const int g = threadIdx.x % 32 / 4;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    uint32_t x[NT][2];
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      for (int s = 0; s < 2; ++s) x[n][s] = *reinterpret_cast<const uint32_t*>(rows + n * kTokenTileBytes + token_piece(g, 2 * j + s));
+    }
+    multiply_group<P>(b, j, x, part);
+  }
+#endif
   const int t = threadIdx.x % 4;
   float of_tokens[NT][2];
 #pragma unroll

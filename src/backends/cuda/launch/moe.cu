@@ -109,6 +109,7 @@ __global__ void __cluster_dims__(kRouterBlocks) __launch_bounds__(kRouterWarps *
     prefetch_l2(gate.codes + (first + warp / split) * bytes, static_cast<uint32_t>(bytes));
   }
   wait_for_previous();
+  cluster.sync();  // all blocks run: their shared memory may be written
   Input<1> in{};
   in.x = reinterpret_cast<const char*>(x);
   in.row[0] = g < p.T ? static_cast<uint32_t>(g * gate.cols * 2) : kAbsent;

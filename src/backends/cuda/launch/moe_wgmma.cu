@@ -517,7 +517,11 @@ Status launch_tokens(OpContext& ctx, const Experts& p, unsigned tasks, int per_t
 
 }  // namespace
 
-bool plans_itself(int64_t T, int64_t k, int64_t D) { return T <= 8 && T * k <= kMostPairs && shared_bytes<1>(static_cast<int>(ceil_div<int64_t>(D, kBlockK))) <= kMaxSharedBytes / 2; }
+bool plans_itself(int64_t T, int64_t k, int64_t D) {
+  // Every block quantises its rows and looks through all pairs: with 8 rows that took longer than two more kernels.
+  constexpr int64_t kMostRows = 2;
+  return T <= kMostRows && T * k <= kMostPairs && shared_bytes<1>(static_cast<int>(ceil_div<int64_t>(D, kBlockK))) <= kMaxSharedBytes / 2;
+}
 
 int task_tokens(const Experts& p, int64_t pairs, int64_t E) {
   // Few tokens per expert: 8 waste least. Each expert sees pairs / E on average.
