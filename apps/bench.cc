@@ -308,84 +308,83 @@ Status run_model(ModelFlags f, bool decode) {
   return {};
 }
 
-void add_ops(CLI::App& bench, int& exit_code) {
+void add_ops(Command bench, int& exit_code) {
   auto f = std::make_shared<OpsFlags>();
-  CLI::App* cmd = bench.add_subcommand("ops", "Every op at the shapes of a model");
-  cmd->add_option("--device", f->device, "Backend")->capture_default_str();
-  cmd->add_option("--config", f->config, "Shapes: flash, pro, or a folder with a config.json")
-      ->capture_default_str();
-  cmd->add_option("--rows", f->rows,
+  Command cmd = bench.subcommand("ops", "Every op at the shapes of a model");
+  cmd.option("--device", f->device, "Backend").show_default();
+  cmd.option("--config", f->config, "Shapes: flash, pro, or a folder with a config.json")
+      .show_default();
+  cmd.option("--rows", f->rows,
                   "Rows at once; up to 8 are decoding sequences, more are a chunk of a prompt")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str();
-  cmd->add_option("--filter", f->filter, "Only ops or cases whose name has this in it");
-  cmd->add_option("--ctx", f->timing.context, "Tokens before the timed rows")
-      ->check(CLI::Range(0, 1 << 20))
-      ->capture_default_str();
-  cmd->add_option("--experts", f->timing.experts,
+      .delimiter(',')
+      .range(1, 65536)
+      .show_default();
+  cmd.option("--filter", f->filter, "Only ops or cases whose name has this in it");
+  cmd.option("--ctx", f->timing.context, "Tokens before the timed rows")
+      .range(0, 1 << 20)
+      .show_default();
+  cmd.option("--experts", f->timing.experts,
                   "Experts of the MoE cases at most, 13 MB each for Flash")
-      ->check(CLI::Range(6, 1024))
-      ->capture_default_str();
-  cmd->add_option("--seconds", f->ops.seconds, "Time per case")
-      ->check(CLI::Range(0.01, 60.0))
-      ->capture_default_str();
-  cmd->add_flag("--no-reference", f->no_reference,
+      .range(6, 1024)
+      .show_default();
+  cmd.option("--seconds", f->ops.seconds, "Time per case")
+      .real_range(0.01, 60)
+      .show_default();
+  cmd.flag("--no-reference", f->no_reference,
                 "Leave the comparison with the reference backend out");
-  cmd->add_flag("--json", f->json, "JSON on standard output");
-  cmd->footer("Example: dsv4 bench ops --config flash --rows 1,8 --filter linear");
-  cmd->callback([f, &exit_code] {
+  cmd.flag("--json", f->json, "JSON on standard output");
+  cmd.footer("Example: dsv4 bench ops --config flash --rows 1,8 --filter linear");
+  cmd.run([f, &exit_code] {
     const Status status = run_ops(*f);
     exit_code = status.ok() ? kExitOk : fail(status);
   });
 }
 
-void add_model(CLI::App& bench, bool decode, int& exit_code) {
+void add_model(Command bench, bool decode, int& exit_code) {
   auto f = std::make_shared<ModelFlags>();
-  CLI::App* cmd =
-      decode ? bench.add_subcommand("decode", "One token per step for each sequence of a batch")
-             : bench.add_subcommand("prefill", "A prompt, in chunks");
-  CLI::Option_group* which = cmd->add_option_group("Model");
-  which->add_option("-m,--model", f->model, "Folder of the checkpoint");
-  which->add_option("--synthetic", f->synthetic,
+  Command cmd =
+      decode ? bench.subcommand("decode", "One token per step for each sequence of a batch")
+             : bench.subcommand("prefill", "A prompt, in chunks");
+  Command which = cmd.one_of_options("Model");
+  which.option("-m,--model", f->model, "Folder of the checkpoint");
+  which.option("--synthetic", f->synthetic,
                     "Random weights in memory: flash, pro, or a folder with a config.json");
-  which->require_option(1);
-  cmd->add_option("--layers", f->cut.layers, "With --synthetic: the first layers only")
-      ->check(CLI::Range(1, 4096));
-  cmd->add_option("--experts", f->cut.experts, "With --synthetic: fewer routed experts")
-      ->check(CLI::Range(1, 16384));
-  cmd->add_option("--device", f->device, "Backend")->capture_default_str();
+  cmd.option("--layers", f->cut.layers, "With --synthetic: the first layers only")
+      .range(1, 4096);
+  cmd.option("--experts", f->cut.experts, "With --synthetic: fewer routed experts")
+      .range(1, 16384);
+  cmd.option("--device", f->device, "Backend").show_default();
   if (decode) {
-    cmd->add_option("--ctx", f->bench.context, "Tokens in the cache before the first step")
-        ->check(CLI::Range(0, 1 << 20))
-        ->capture_default_str();
-    cmd->add_option("--tokens", f->bench.tokens, "Timed steps")
-        ->check(CLI::Range(1, 1 << 16))
-        ->capture_default_str();
-    cmd->add_option("--batch", f->batches, "Sequences; several numbers are measured in turn")
-        ->delimiter(',')
-        ->check(CLI::Range(1, 4096))
-        ->capture_default_str();
-    cmd->add_flag("--no-fill", f->no_fill,
+    cmd.option("--ctx", f->bench.context, "Tokens in the cache before the first step")
+        .range(0, 1 << 20)
+        .show_default();
+    cmd.option("--tokens", f->bench.tokens, "Timed steps")
+        .range(1, 1 << 16)
+        .show_default();
+    cmd.option("--batch", f->batches, "Sequences; several numbers are measured in turn")
+        .delimiter(',')
+        .range(1, 4096)
+        .show_default();
+    cmd.flag("--no-fill", f->no_fill,
                   "Leave the context zero instead of running it through the model");
   } else {
     f->bench.tokens = 512;
-    cmd->add_option("--tokens", f->bench.tokens, "Length of the prompt")
-        ->check(CLI::Range(1, 1 << 20))
-        ->capture_default_str();
-    cmd->add_option("--repeats", f->bench.repeats, "Timed runs; 0 times the first run")
-        ->check(CLI::Range(0, 1000))
-        ->capture_default_str();
+    cmd.option("--tokens", f->bench.tokens, "Length of the prompt")
+        .range(1, 1 << 20)
+        .show_default();
+    cmd.option("--repeats", f->bench.repeats, "Timed runs; 0 times the first run")
+        .range(0, 1000)
+        .show_default();
   }
-  cmd->add_option("--chunk", f->bench.chunk, "Rows of a prefill batch at most")
-      ->check(CLI::Range(1, 1 << 16))
-      ->capture_default_str();
-  cmd->add_flag("--json", f->json, "JSON on standard output");
-  cmd->footer(
+  cmd.option("--chunk", f->bench.chunk, "Rows of a prefill batch at most")
+      .range(1, 1 << 16)
+      .show_default();
+  cmd.flag("--json", f->json, "JSON on standard output");
+  cmd.footer(
       decode
           ? "Example: dsv4 bench decode --synthetic flash --layers 4 --ctx 512"
           : "Example: dsv4 bench prefill --synthetic flash --layers 2 --experts 64 --tokens 512");
-  cmd->callback([f, decode, &exit_code] {
+  cmd.run([f, decode, &exit_code] {
     const Status status = run_model(*f, decode);
     exit_code = status.ok() ? kExitOk : fail(status);
   });
@@ -393,15 +392,15 @@ void add_model(CLI::App& bench, bool decode, int& exit_code) {
 
 }  // namespace
 
-void add_bench(CLI::App& app, int& exit_code) {
-  CLI::App* bench =
-      app.add_subcommand("bench", "Time ops, decode, prefill or a server");
-  bench->require_subcommand(1);
-  add_ops(*bench, exit_code);
-  add_model(*bench, true, exit_code);
-  add_model(*bench, false, exit_code);
-  add_bench_batch(*bench, exit_code);
-  add_bench_serve(*bench, exit_code);
+void add_bench(Command app, int& exit_code) {
+  Command bench =
+      app.subcommand("bench", "Time ops, decode, prefill or a server");
+  bench.require_subcommand();
+  add_ops(bench, exit_code);
+  add_model(bench, true, exit_code);
+  add_model(bench, false, exit_code);
+  add_bench_batch(bench, exit_code);
+  add_bench_serve(bench, exit_code);
 }
 
 }  // namespace dsv4::apps

@@ -48,30 +48,30 @@ Status run_batch(const Flags& f) {
 
 }  // namespace
 
-void add_bench_batch(CLI::App& bench, int& exit_code) {
+void add_bench_batch(Command bench, int& exit_code) {
   auto f = std::make_shared<Flags>();
-  CLI::App* cmd = bench.add_subcommand("batch", "The engine with streams side by side");
-  cmd->add_option("-m,--model", f->bench.engine.model_dir, "Folder of the checkpoint")->required();
-  cmd->add_option("--device", f->bench.engine.device, "Backend")->capture_default_str();
-  cmd->add_option("--streams", f->bench.streams, "Requests at one time; a run for each")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
-  cmd->add_option("--prompt", f->bench.prompt, "Tokens of each prompt")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  cmd->add_option("--tokens", f->bench.tokens, "Tokens of each answer")
-      ->check(CLI::Range(2, 1 << 16))
-      ->capture_default_str();
-  cmd->add_option("--chunk", f->bench.engine.prefill_chunk, "Prompt rows of one step")
-      ->check(CLI::Range(1, 1 << 16))
-      ->capture_default_str();
-  cmd->add_option("--temperature", f->bench.temperature, "0 = always the most likely token")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  cmd->add_flag("--json", f->json, "JSON on standard output");
-  cmd->footer("Example: dsv4 bench batch -m models/demo --streams 1,32,64");
-  cmd->callback([f, &exit_code] {
+  Command cmd = bench.subcommand("batch", "The engine with streams side by side");
+  cmd.option("-m,--model", f->bench.engine.model_dir, "Folder of the checkpoint").required();
+  cmd.option("--device", f->bench.engine.device, "Backend").show_default();
+  cmd.option("--streams", f->bench.streams, "Requests at one time; a run for each")
+      .delimiter(',')
+      .range(1, 4096)
+      .show_default();
+  cmd.option("--prompt", f->bench.prompt, "Tokens of each prompt")
+      .range(1, 1 << 20)
+      .show_default();
+  cmd.option("--tokens", f->bench.tokens, "Tokens of each answer")
+      .range(2, 1 << 16)
+      .show_default();
+  cmd.option("--chunk", f->bench.engine.prefill_chunk, "Prompt rows of one step")
+      .range(1, 1 << 16)
+      .show_default();
+  cmd.option("--temperature", f->bench.temperature, "0 = always the most likely token")
+      .not_negative()
+      .show_default();
+  cmd.flag("--json", f->json, "JSON on standard output");
+  cmd.footer("Example: dsv4 bench batch -m models/demo --streams 1,32,64");
+  cmd.run([f, &exit_code] {
     const Status status = run_batch(*f);
     exit_code = status.ok() ? kExitOk : fail(status);
   });

@@ -96,47 +96,47 @@ Status run(Flags f, int& exit_code) {
 
 }  // namespace
 
-void add_bench_serve(CLI::App& bench, int& exit_code) {
+void add_bench_serve(Command bench, int& exit_code) {
   auto f = std::make_shared<Flags>();
   bench::ServeLoad& load = f->load;
-  CLI::App* c = bench.add_subcommand("serve", "Load on a server that speaks OpenAI's chat API");
-  c->add_option("--url", load.url, "The server, with or without /v1")->capture_default_str();
-  c->add_option("--api-key", load.api_key, "Its key");
-  c->add_option("--model", load.model, "Default: the first one that it lists");
-  c->add_option("-n,--requests", load.requests, "Requests in all")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  c->add_option("-c,--concurrency", load.concurrency,
+  Command c = bench.subcommand("serve", "Load on a server that speaks OpenAI's chat API");
+  c.option("--url", load.url, "The server, with or without /v1").show_default();
+  c.option("--api-key", load.api_key, "Its key");
+  c.option("--model", load.model, "Default: the first one that it lists");
+  c.option("-n,--requests", load.requests, "Requests in all")
+      .positive()
+      .show_default();
+  c.option("-c,--concurrency", load.concurrency,
                 "Requests at a time (default: 8, or no limit with --rate)")
-      ->check(CLI::PositiveNumber);
-  c->add_option("--rate", load.rate, "Arrivals per second at random times (Poisson) instead of a fixed concurrency")
-      ->check(CLI::PositiveNumber);
-  c->add_option("--turns", load.turns, "Turns of each conversation: agents, whose prompts begin as the one before")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  c->add_option("--prompt-words", load.prompt_words, "Words of a message")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  c->add_option("--shared-words", load.shared_words, "Words of a system message that all conversations share")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  c->add_option("--output-tokens", load.output_tokens, "Tokens of an answer")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  c->add_flag("--stop-at-eos", f->stop_at_eos, "Let answers end by themselves");
-  c->add_option("--seed", load.seed, "Of prompts and arrivals")->capture_default_str();
-  c->add_option("--timeout", load.timeout_seconds, "Seconds of one request")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  c->add_option("--csv", f->csv, "Also one line for each request, into this file");
-  c->add_option("--svg", f->svg, "Also a plot of the times, into this file");
-  c->add_flag("--json", f->json, "The figures as JSON");
-  c->footer(
+      .positive();
+  c.option("--rate", load.rate, "Arrivals per second at random times (Poisson) instead of a fixed concurrency")
+      .positive();
+  c.option("--turns", load.turns, "Turns of each conversation: agents, whose prompts begin as the one before")
+      .positive()
+      .show_default();
+  c.option("--prompt-words", load.prompt_words, "Words of a message")
+      .positive()
+      .show_default();
+  c.option("--shared-words", load.shared_words, "Words of a system message that all conversations share")
+      .not_negative()
+      .show_default();
+  c.option("--output-tokens", load.output_tokens, "Tokens of an answer")
+      .positive()
+      .show_default();
+  c.flag("--stop-at-eos", f->stop_at_eos, "Let answers end by themselves");
+  c.option("--seed", load.seed, "Of prompts and arrivals").show_default();
+  c.option("--timeout", load.timeout_seconds, "Seconds of one request")
+      .positive()
+      .show_default();
+  c.option("--csv", f->csv, "Also one line for each request, into this file");
+  c.option("--svg", f->svg, "Also a plot of the times, into this file");
+  c.flag("--json", f->json, "The figures as JSON");
+  c.footer(
       "A token is a piece of the stream; times are those of the client. Exit code 1 if a request failed.\n\n"
       "  dsv4 bench serve --url http://127.0.0.1:8000 -c 32 -n 256\n"
       "  dsv4 bench serve --rate 5 -n 500 --csv requests.csv --svg times.svg\n"
       "  dsv4 bench serve --turns 8 --shared-words 500 -c 4 -n 64");
-  c->callback([f, &exit_code] {
+  c.run([f, &exit_code] {
     const Status status = run(*f, exit_code);
     if (!status.ok()) exit_code = fail(status);
   });

@@ -109,14 +109,14 @@ Status run(const GenerateOptions& options) {
 
 }  // namespace
 
-void add_chat(CLI::App& app, int& exit_code) {
+void add_chat(Command app, int& exit_code) {
   auto options = std::make_shared<GenerateOptions>();
-  CLI::App* cmd = app.add_subcommand("chat", "Talk with the model");
-  add_generate_options(*cmd, *options);
-  cmd->footer(cat("A line is a message. Commands:\n", kHelp,
+  Command cmd = app.subcommand("chat", "Talk with the model");
+  add_generate_options(cmd, *options);
+  cmd.footer(cat("A line is a message. Commands:\n", kHelp,
                   "\nWhere standard input is not a terminal, each of its lines is a message.\n\n"
                   "  dsv4 chat -m models/demo --thinking high"));
-  cmd->callback([options, &exit_code] {
+  cmd.run([options, &exit_code] {
     const Status status = run(*options);
     exit_code = status.ok() ? kExitOk : fail(status);
   });

@@ -48,9 +48,9 @@ Result<py::Value> encode_line(const py::Value& request) {
 
 }  // namespace
 
-void add_encode(CLI::App& app, int& exit_code) {
-  CLI::App* command = app.add_subcommand("encode", "Conversations to prompts, JSON lines");
-  command->footer(
+void add_encode(Command app, int& exit_code) {
+  Command command = app.subcommand("encode", "Conversations to prompts, JSON lines");
+  command.footer(
       "Reads one conversation per line of standard input and writes {\"text\": prompt} for each:\n"
       "  messages          array of {\"role\", \"content\", ...}\n"
       "  thinking_mode     \"chat\" or \"thinking\"\n"
@@ -62,7 +62,7 @@ void add_encode(CLI::App& app, int& exit_code) {
       "  echo '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}], \"thinking_mode\": "
       "\"chat\"}' |\n"
       "    dsv4 encode");
-  command->callback([&exit_code] { exit_code = run_json_lines(encode_line); });
+  command.run([&exit_code] { exit_code = run_json_lines(encode_line); });
 }
 
 }  // namespace dsv4::apps

@@ -77,30 +77,30 @@ Status run(const Options& o, int& exit_code) {
 
 }  // namespace
 
-void add_eval(CLI::App& app, int& exit_code) {
+void add_eval(Command app, int& exit_code) {
   auto o = std::make_shared<Options>();
-  CLI::App* cmd = app.add_subcommand("eval", "Measure a model on held-out sets");
-  cmd->add_option("-m,--model", o->model, "Folder of the checkpoint")->required();
-  cmd->add_option("--suite", o->suite, "Which sets: demo = DIR/eval/*.jsonl of the model's folder")
-      ->check(CLI::IsMember({"demo"}))
-      ->capture_default_str();
-  cmd->add_option("--data", o->data, "Another folder of sets in the same format");
-  cmd->add_option("--tasks", o->sets.tasks, "Only these sets: copy,recall_1k,...")->delimiter(',');
-  cmd->add_option("--limit", o->sets.limit, "Only the first N items of each set")
-      ->check(CLI::PositiveNumber);
-  cmd->add_option("--require", o->require,
+  Command cmd = app.subcommand("eval", "Measure a model on held-out sets");
+  cmd.option("-m,--model", o->model, "Folder of the checkpoint").required();
+  cmd.option("--suite", o->suite, "Which sets: demo = DIR/eval/*.jsonl of the model's folder")
+      .one_of({"demo"})
+      .show_default();
+  cmd.option("--data", o->data, "Another folder of sets in the same format");
+  cmd.option("--tasks", o->sets.tasks, "Only these sets: copy,recall_1k,...").delimiter(',');
+  cmd.option("--limit", o->sets.limit, "Only the first N items of each set")
+      .positive();
+  cmd.option("--require", o->require,
                   "TASK.FIGURE>=NUMBER or <=: exit code 1 unless it holds; may be repeated");
-  cmd->add_flag("--json", o->json, "One JSON object instead of the table");
-  cmd->add_flag("--misses", o->show_misses, "Also print the replies that were wrong");
-  cmd->add_option("--device", o->device, "Backend: auto, or a name that `dsv4 version` lists")
-      ->capture_default_str();
-  cmd->add_option("--sequences", o->engine.max_sequences, "Items decoded together")
-      ->check(CLI::Range(int64_t{1}, int64_t{1024}))
-      ->capture_default_str();
-  cmd->add_option("--chunk", o->engine.prefill_chunk, "Prompt tokens per step")
-      ->check(CLI::Range(int64_t{1}, int64_t{65536}))
-      ->capture_default_str();
-  cmd->footer(
+  cmd.flag("--json", o->json, "One JSON object instead of the table");
+  cmd.flag("--misses", o->show_misses, "Also print the replies that were wrong");
+  cmd.option("--device", o->device, "Backend: auto, or a name that `dsv4 version` lists")
+      .show_default();
+  cmd.option("--sequences", o->engine.max_sequences, "Items decoded together")
+      .range(1, 1024)
+      .show_default();
+  cmd.option("--chunk", o->engine.prefill_chunk, "Prompt tokens per step")
+      .range(1, 65536)
+      .show_default();
+  cmd.footer(
       "Answers are decoded greedily by the engine and compared with the expected ones; texts are\n"
       "scored by teacher forcing, with the share of MTP drafts that greedy decoding would accept.\n"
       "A table (or JSON) goes to standard output, progress to standard error. The exit code says\n"
@@ -108,7 +108,7 @@ void add_eval(CLI::App& app, int& exit_code) {
       "  dsv4 eval -m models/demo\n"
       "  dsv4 eval -m models/demo --tasks story,sums --limit 20 --json\n"
       "  dsv4 eval -m models/demo --tasks recall_1k --require 'recall_1k.accuracy>=0.98'");
-  cmd->callback([o, &exit_code] {
+  cmd.run([o, &exit_code] {
     const Status status = run(*o, exit_code);
     if (!status.ok()) exit_code = fail(status);
   });

@@ -123,42 +123,42 @@ class AnswerSink : public EventSink {
 
 }  // namespace
 
-void add_generate_options(CLI::App& c, GenerateOptions& o) {
-  c.add_option("-m,--model", o.model, "Folder of the checkpoint")->required();
-  c.add_option("-n,--max-tokens", o.max_tokens, "Longest answer (default: until the context ends)")
-      ->check(CLI::PositiveNumber);
-  c.add_option("--device", o.device, "Backend: auto, or a name that `dsv4 version` lists")
-      ->capture_default_str();
-  c.add_option("--ctx", o.context, "Longest prompt and answer together, in tokens (default: 8192)")
-      ->check(CLI::PositiveNumber);
-  c.add_option("--chunk", o.chunk, "Prompt tokens per step")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  c.add_option("--system", o.system, "A system message before the conversation");
-  c.add_option("--thinking", o.thinking, "Reasoning before the answer: off, high or max")
-      ->check(CLI::IsMember({"off", "high", "max"}))
-      ->capture_default_str();
-  c.add_flag("-q,--quiet", o.quiet, "No memory plan and no statistics");
+void add_generate_options(Command c, GenerateOptions& o) {
+  c.option("-m,--model", o.model, "Folder of the checkpoint").required();
+  c.option("-n,--max-tokens", o.max_tokens, "Longest answer (default: until the context ends)")
+      .positive();
+  c.option("--device", o.device, "Backend: auto, or a name that `dsv4 version` lists")
+      .show_default();
+  c.option("--ctx", o.context, "Longest prompt and answer together, in tokens (default: 8192)")
+      .positive();
+  c.option("--chunk", o.chunk, "Prompt tokens per step")
+      .positive()
+      .show_default();
+  c.option("--system", o.system, "A system message before the conversation");
+  c.option("--thinking", o.thinking, "Reasoning before the answer: off, high or max")
+      .one_of({"off", "high", "max"})
+      .show_default();
+  c.flag("-q,--quiet", o.quiet, "No memory plan and no statistics");
 
   const char* const group = "Sampling (defaults: generation_config.json)";
-  c.add_option("--temperature", o.temperature, "0 = always the most likely token")->group(group);
-  c.add_option("--top-k", o.top_k, "Of the k most likely tokens only; 0 = off")->group(group);
-  c.add_option("--top-p", o.top_p, "Of the most likely that make up p; 1 = off")->group(group);
-  c.add_option("--min-p", o.min_p, "Only tokens with p times the best probability; 0 = off")
-      ->group(group);
-  c.add_option("--repetition-penalty", o.repetition_penalty,
+  c.option("--temperature", o.temperature, "0 = always the most likely token").group(group);
+  c.option("--top-k", o.top_k, "Of the k most likely tokens only; 0 = off").group(group);
+  c.option("--top-p", o.top_p, "Of the most likely that make up p; 1 = off").group(group);
+  c.option("--min-p", o.min_p, "Only tokens with p times the best probability; 0 = off")
+      .group(group);
+  c.option("--repetition-penalty", o.repetition_penalty,
                "Divides logits of tokens in prompt and answer; 1 = off")
-      ->group(group);
-  c.add_option("--presence-penalty", o.presence_penalty, "Less of what the answer has already")
-      ->group(group);
-  c.add_option("--frequency-penalty", o.frequency_penalty, "The same, for each occurrence")
-      ->group(group);
-  c.add_option("--logit-bias", o.logit_bias, "ID:BIAS added to a token's logit; may be repeated")
-      ->group(group);
-  c.add_option("--seed", o.seed, "The same seed gives the same answer")->group(group);
-  c.add_option("--stop", o.stop, "End the answer before this text; may be repeated")
-      ->check(CLI::Validator([](std::string& s) { return s.empty() ? "empty" : ""; }, "TEXT"))
-      ->group(group);
+      .group(group);
+  c.option("--presence-penalty", o.presence_penalty, "Less of what the answer has already")
+      .group(group);
+  c.option("--frequency-penalty", o.frequency_penalty, "The same, for each occurrence")
+      .group(group);
+  c.option("--logit-bias", o.logit_bias, "ID:BIAS added to a token's logit; may be repeated")
+      .group(group);
+  c.option("--seed", o.seed, "The same seed gives the same answer").group(group);
+  c.option("--stop", o.stop, "End the answer before this text; may be repeated")
+      .not_empty()
+      .group(group);
 }
 
 ChatMode chat_mode(const std::string& thinking) {

@@ -1,7 +1,6 @@
 // What `run` and `chat` share: options, loading, and one answer as a stream of text.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -9,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "command_line.h"
 #include "dsv4/engine.h"
 #include "interrupt.h"
 #include "text/chat.h"
@@ -31,7 +31,7 @@ struct GenerateOptions {
   int32_t logprobs = -1;
   bool quiet = false;
 };
-void add_generate_options(CLI::App& command, GenerateOptions& options);
+void add_generate_options(Command command, GenerateOptions& options);
 
 // How the prompt is formatted and the completion read; nullopt: neither, plain text.
 struct ChatMode {

@@ -252,26 +252,26 @@ Result<bool> inspect(const Options& o) {
 
 }  // namespace
 
-void add_inspect(CLI::App& app, int& exit_code) {
+void add_inspect(Command app, int& exit_code) {
   auto o = std::make_shared<Options>();
-  auto* cmd = app.add_subcommand("inspect", "What a checkpoint is: config, sizes, tensors, memory");
-  cmd->add_option("-m,--model", o->model, "Folder of a checkpoint; copies of the headers are enough")
-      ->required();
-  cmd->add_flag("--tensors", o->tensors, "List every tensor");
-  cmd->add_flag("--plan", o->plan, "The memory that running it takes");
-  cmd->add_flag("--ops", o->ops, "Which implementation runs each op");
-  cmd->add_option("--ctx", o->context, "Longest sequence for --plan");
-  cmd->add_option("--sequences", o->sequences, "Sequences at one time for --plan")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  cmd->add_option("--device", o->device, "Backend for --plan and --ops")->capture_default_str();
-  cmd->add_flag("--json", o->json, "Everything as one JSON object");
-  cmd->footer(
+  Command cmd = app.subcommand("inspect", "What a checkpoint is: config, sizes, tensors, memory");
+  cmd.option("-m,--model", o->model, "Folder of a checkpoint; copies of the headers are enough")
+      .required();
+  cmd.flag("--tensors", o->tensors, "List every tensor");
+  cmd.flag("--plan", o->plan, "The memory that running it takes");
+  cmd.flag("--ops", o->ops, "Which implementation runs each op");
+  cmd.option("--ctx", o->context, "Longest sequence for --plan");
+  cmd.option("--sequences", o->sequences, "Sequences at one time for --plan")
+      .positive()
+      .show_default();
+  cmd.option("--device", o->device, "Backend for --plan and --ops").show_default();
+  cmd.flag("--json", o->json, "Everything as one JSON object");
+  cmd.footer(
       "Reads headers only. The exit code is 1 when a tensor of the config is missing or has another\n"
       "dtype or shape.\n\nExamples:\n"
       "  dsv4 inspect -m DeepSeek-V4-Flash\n"
       "  dsv4 inspect -m DeepSeek-V4-Flash --plan --ctx 131072 --sequences 4");
-  cmd->callback([o, &exit_code] {
+  cmd.run([o, &exit_code] {
     const Result<bool> complete = inspect(*o);
     if (!complete.ok()) exit_code = fail(complete.status());
     else exit_code = *complete ? kExitOk : kExitFailed;

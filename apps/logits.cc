@@ -108,30 +108,30 @@ Status run(const Options& o) {
 
 }  // namespace
 
-void add_logits(CLI::App& app, int& exit_code) {
+void add_logits(Command app, int& exit_code) {
   auto options = std::make_shared<Options>();
-  CLI::App* cmd =
-      app.add_subcommand("logits", "Write the logits at every position of a token list");
-  cmd->add_option("-m,--model", options->model, "Folder of the checkpoint")->required();
-  cmd->add_option("--tokens", options->tokens, "JSON: a list of token ids, or {\"tokens\": [...]}")
-      ->required();
-  cmd->add_option("--out", options->out,
+  Command cmd =
+      app.subcommand("logits", "Write the logits at every position of a token list");
+  cmd.option("-m,--model", options->model, "Folder of the checkpoint").required();
+  cmd.option("--tokens", options->tokens, "JSON: a list of token ids, or {\"tokens\": [...]}")
+      .required();
+  cmd.option("--out", options->out,
                   "safetensors to write: \"logits\", F32 [tokens, vocabulary]")
-      ->required();
-  cmd->add_option("--prefill", options->prefill,
+      .required();
+  cmd.option("--prefill", options->prefill,
                   "This many first tokens as prompt, the rest decoded one by one (default: all)")
-      ->check(CLI::NonNegativeNumber);
-  cmd->add_option("--chunk", options->chunk, "Prompt tokens per step")
-      ->check(CLI::Range(int64_t{1}, int64_t{65536}))
-      ->capture_default_str();
-  cmd->add_option("--device", options->device, "Backend: auto, or a name that `dsv4 version` lists")
-      ->capture_default_str();
-  cmd->footer(
+      .not_negative();
+  cmd.option("--chunk", options->chunk, "Prompt tokens per step")
+      .range(1, 65536)
+      .show_default();
+  cmd.option("--device", options->device, "Backend: auto, or a name that `dsv4 version` lists")
+      .show_default();
+  cmd.footer(
       "Row i holds the logits for the token at position i + 1.\n\n"
       "  echo '{\"text\": \"Hello\"}' | dsv4 tokenize -m models/demo | sed 's/\"ids\"/\"tokens\"/' "
       "> t.json\n"
       "  dsv4 logits -m models/demo --tokens t.json --out logits.safetensors");
-  cmd->callback([options, &exit_code] {
+  cmd.run([options, &exit_code] {
     const Status status = run(*options);
     exit_code = status.ok() ? kExitOk : fail(status);
   });

@@ -1,5 +1,6 @@
 #include <csignal>
 #include <cstdio>
+#include <optional>
 
 #include "command.h"
 
@@ -14,29 +15,21 @@ int fail(const Status& status) {
 
 int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is an error of write(), not the end
-  CLI::App app{"dsv4: native inference for the DeepSeek-V4 family"};
-  app.require_subcommand(1);
   int exit_code = dsv4::apps::kExitOk;
-  dsv4::apps::add_run(app, exit_code);
-  dsv4::apps::add_chat(app, exit_code);
-  dsv4::apps::add_serve(app, exit_code);
-  dsv4::apps::add_logits(app, exit_code);
-  dsv4::apps::add_verify(app, exit_code);
-  dsv4::apps::add_eval(app, exit_code);
-  dsv4::apps::add_encode(app, exit_code);
-  dsv4::apps::add_parse(app, exit_code);
-  dsv4::apps::add_tokenize(app, exit_code);
-  dsv4::apps::add_inspect(app, exit_code);
-  dsv4::apps::add_quantize(app, exit_code);
-  dsv4::apps::add_synth(app, exit_code);
-  dsv4::apps::add_bench(app, exit_code);
-  dsv4::apps::add_version(app, exit_code);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    const int code = app.exit(e);
-    return code == 0 ? 0 : dsv4::apps::kExitUsage;
-  }
+  const std::optional<int> ended = dsv4::apps::read_command_line(
+      argc, argv, "dsv4: native inference for the DeepSeek-V4 family", dsv4::apps::kExitUsage,
+      [&exit_code](dsv4::apps::Command app) {
+        app.require_subcommand();
+        for (const auto add :
+             {dsv4::apps::add_run, dsv4::apps::add_chat, dsv4::apps::add_serve,
+              dsv4::apps::add_logits, dsv4::apps::add_verify, dsv4::apps::add_eval,
+              dsv4::apps::add_encode, dsv4::apps::add_parse, dsv4::apps::add_tokenize,
+              dsv4::apps::add_inspect, dsv4::apps::add_quantize, dsv4::apps::add_synth,
+              dsv4::apps::add_bench, dsv4::apps::add_version}) {
+          add(app, exit_code);
+        }
+      });
+  if (ended) return *ended;
   // A full disk or a closed pipe behind standard output: the answer is incomplete.
   const bool written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
   if (!written && exit_code == dsv4::apps::kExitOk) {

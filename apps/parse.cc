@@ -15,9 +15,9 @@ Result<py::Value> parse_line(const py::Value& request) {
 
 }  // namespace
 
-void add_parse(CLI::App& app, int& exit_code) {
-  CLI::App* command = app.add_subcommand("parse", "Completions to messages, JSON lines");
-  command->footer(
+void add_parse(Command app, int& exit_code) {
+  Command command = app.subcommand("parse", "Completions to messages, JSON lines");
+  command.footer(
       "Reads {\"text\": completion, \"thinking_mode\": \"chat\" or \"thinking\"} per line of "
       "standard\n"
       "input and writes the message it stands for: role, content, reasoning_content, tool_calls.\n"
@@ -25,7 +25,7 @@ void add_parse(CLI::App& app, int& exit_code) {
       "gives\n"
       "{\"error\": ...}, and the exit code is 1.\n\n"
       "  echo '{\"text\": \"Hi<｜end▁of▁sentence｜>\", \"thinking_mode\": \"chat\"}' | dsv4 parse");
-  command->callback([&exit_code] { exit_code = run_json_lines(parse_line); });
+  command.run([&exit_code] { exit_code = run_json_lines(parse_line); });
 }
 
 }  // namespace dsv4::apps

@@ -37,21 +37,21 @@ Status quantize(const Options& o) {
 
 }  // namespace
 
-void add_quantize(CLI::App& app, int& exit_code) {
+void add_quantize(Command app, int& exit_code) {
   auto o = std::make_shared<Options>();
-  auto* cmd = app.add_subcommand("quantize", "Cast the experts of a checkpoint to another format");
-  cmd->add_option("-m,--model", o->model, "Folder of a native checkpoint (MXFP4 experts)")->required();
-  cmd->add_option("--to", o->format, "nvfp4: the layout of the published ModelOpt checkpoints")
-      ->check(CLI::IsMember({"nvfp4"}))
-      ->capture_default_str();
-  cmd->add_option("-o,--out", o->out, "Folder to write; it must not hold a checkpoint")->required();
-  cmd->add_flag("--json", o->json, "The report as JSON");
-  cmd->footer(
+  Command cmd = app.subcommand("quantize", "Cast the experts of a checkpoint to another format");
+  cmd.option("-m,--model", o->model, "Folder of a native checkpoint (MXFP4 experts)").required();
+  cmd.option("--to", o->format, "nvfp4: the layout of the published ModelOpt checkpoints")
+      .one_of({"nvfp4"})
+      .show_default();
+  cmd.option("-o,--out", o->out, "Folder to write; it must not hold a checkpoint").required();
+  cmd.flag("--json", o->json, "The report as JSON");
+  cmd.footer(
       "The cast keeps every weight's value: E2M1 codes stay, a block's power-of-two scale becomes an\n"
       "E4M3 scale times one FP32 per tensor. Blocks whose scale is too far below the largest of their\n"
       "tensor are rounded again; the report counts them. MTP experts and all else are copied.\n\n"
       "Example:\n  dsv4 quantize -m DeepSeek-V4-Flash --to nvfp4 -o DeepSeek-V4-Flash-NVFP4");
-  cmd->callback([o, &exit_code] {
+  cmd.run([o, &exit_code] {
     const Status status = quantize(*o);
     exit_code = status.ok() ? kExitOk : fail(status);
   });

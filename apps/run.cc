@@ -142,34 +142,33 @@ Status run(const Options& o, int& exit_code) {
 
 }  // namespace
 
-void add_run(CLI::App& app, int& exit_code) {
+void add_run(Command app, int& exit_code) {
   auto o = std::make_shared<Options>();
-  CLI::App* cmd = app.add_subcommand("run", "Answer one prompt");
-  add_generate_options(*cmd, o->generate);
-  CLI::Option_group* source = cmd->add_option_group("prompt");
-  source->add_option("-p,--prompt", o->prompt, "The prompt");
-  source->add_option("-f,--file", o->file, "A file with the prompt");
-  source->add_option("stdin", o->dash, "- reads the prompt from standard input")
-      ->check(CLI::IsMember({"-"}));
-  CLI::Option* messages = source->add_option(
+  Command cmd = app.subcommand("run", "Answer one prompt");
+  add_generate_options(cmd, o->generate);
+  Command source = cmd.one_of_options("prompt");
+  source.option("-p,--prompt", o->prompt, "The prompt");
+  source.option("-f,--file", o->file, "A file with the prompt");
+  source.option("stdin", o->dash, "- reads the prompt from standard input")
+      .one_of({"-"});
+  const Option messages = source.option(
       "--messages", o->messages,
       "A JSON file with a conversation in the OpenAI format: [messages], or {messages, tools}");
-  source->require_option(1);
-  cmd->add_flag("--raw", o->raw,
+  cmd.flag("--raw", o->raw,
                 "Continue the text as it is: no conversation format, no first token added")
-      ->excludes(messages);
-  cmd->get_option("--system")->excludes(messages);
-  cmd->add_flag("--json", o->json, "One JSON object when the answer is complete, instead of text");
-  cmd->add_option("--logprobs", o->generate.logprobs,
+      .excludes(messages);
+  cmd.find_option("--system").excludes(messages);
+  cmd.flag("--json", o->json, "One JSON object when the answer is complete, instead of text");
+  cmd.option("--logprobs", o->generate.logprobs,
                   "With --json: log probabilities of each token and of the N best")
-      ->check(CLI::NonNegativeNumber);
-  cmd->footer(
+      .not_negative();
+  cmd.footer(
       "The answer goes to standard output as it comes; memory plan, progress and speed go to\n"
       "standard error. Ctrl-C ends the answer and exits with 130.\n\n"
       "  dsv4 run -m models/demo -p 'What is a span?' --temperature 0.6 -n 200\n"
       "  git diff | dsv4 run -m models/demo --system 'Review this change.' --thinking high -\n"
       "  dsv4 run -m models/demo --messages models/demo/examples/tool_call.json");
-  cmd->callback([o, &exit_code] {
+  cmd.run([o, &exit_code] {
     const Status status = run(*o, exit_code);
     if (!status.ok()) exit_code = fail(status);
   });

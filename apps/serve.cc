@@ -119,91 +119,91 @@ Status run(Options o) {
 
 }  // namespace
 
-void add_serve(CLI::App& app, int& exit_code) {
+void add_serve(Command app, int& exit_code) {
   auto o = std::make_shared<Options>();
-  CLI::App* c = app.add_subcommand("serve", "Answer over HTTP: OpenAI's and Anthropic's APIs");
-  c->add_option("-m,--model", o->engine.model_dir, "Folder of the checkpoint")->required();
-  c->add_option("--host", o->http.host, "Address to listen on; 0.0.0.0 = all")->capture_default_str();
+  Command c = app.subcommand("serve", "Answer over HTTP: OpenAI's and Anthropic's APIs");
+  c.option("-m,--model", o->engine.model_dir, "Folder of the checkpoint").required();
+  c.option("--host", o->http.host, "Address to listen on; 0.0.0.0 = all").show_default();
   o->http.port = 8000;
-  c->add_option("--port", o->http.port, "Port; 0 = any free one, printed on standard output")
-      ->capture_default_str();
-  c->add_option("--model-name", o->api.model_name, "Name in the API (default: the folder's name)");
-  c->add_option("--api-key", o->api.api_keys,
+  c.option("--port", o->http.port, "Port; 0 = any free one, printed on standard output")
+      .show_default();
+  c.option("--model-name", o->api.model_name, "Name in the API (default: the folder's name)");
+  c.option("--api-key", o->api.api_keys,
                 "Ask for this key; may be repeated (default: $DSV4_API_KEY, or none)");
-  c->add_option("--thinking", o->api.thinking, "Where a request does not say: off, high or max")
-      ->check(CLI::IsMember({"off", "high", "max"}))
-      ->capture_default_str();
-  c->add_flag("-q,--quiet", o->quiet, "No memory plan, no messages");
+  c.option("--thinking", o->api.thinking, "Where a request does not say: off, high or max")
+      .one_of({"off", "high", "max"})
+      .show_default();
+  c.flag("-q,--quiet", o->quiet, "No memory plan, no messages");
 
   const char* const engine = "Engine";
-  c->add_option("--device", o->engine.device, "Backend: auto, or a name that `dsv4 version` lists")
-      ->capture_default_str()
-      ->group(engine);
-  c->add_option("--ctx", o->engine.context,
+  c.option("--device", o->engine.device, "Backend: auto, or a name that `dsv4 version` lists")
+      .show_default()
+      .group(engine);
+  c.option("--ctx", o->engine.context,
                 "Longest prompt and answer together, in tokens (default: 8192)")
-      ->check(CLI::PositiveNumber)
-      ->group(engine);
+      .positive()
+      .group(engine);
   o->engine.max_sequences = 32;
   o->engine.prefix.enabled = true;
-  c->add_option("--max-sequences", o->engine.max_sequences, "Answers computed at the same time")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str()
-      ->group(engine);
-  c->add_option("--cache-tokens", o->engine.cache_tokens,
+  c.option("--max-sequences", o->engine.max_sequences, "Answers computed at the same time")
+      .positive()
+      .show_default()
+      .group(engine);
+  c.option("--cache-tokens", o->engine.cache_tokens,
                 "Tokens that the cache holds, over all sequences (default: ctx * max-sequences)")
-      ->check(CLI::PositiveNumber)
-      ->group(engine);
-  c->add_option("--max-queue", o->engine.max_queue,
+      .positive()
+      .group(engine);
+  c.option("--max-queue", o->engine.max_queue,
                 "Requests that may wait; more are refused with 429")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str()
-      ->group(engine);
-  c->add_flag("--prefix-cache,!--no-prefix-cache", o->engine.prefix.enabled,
+      .positive()
+      .show_default()
+      .group(engine);
+  c.flag("--prefix-cache,!--no-prefix-cache", o->engine.prefix.enabled,
               "Keep prompts for requests that begin the same way")
-      ->group(engine);
-  c->add_option("--cache-dir", o->engine.prefix.disk_dir,
+      .group(engine);
+  c.option("--cache-dir", o->engine.prefix.disk_dir,
                 "Folder for the part of the prefix cache that survives a restart")
-      ->group(engine);
-  c->add_option("--chunk", o->engine.prefill_chunk, "Prompt tokens per step")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str()
-      ->group(engine);
+      .group(engine);
+  c.option("--chunk", o->engine.prefill_chunk, "Prompt tokens per step")
+      .positive()
+      .show_default()
+      .group(engine);
 
   const char* const limits = "Limits";
-  c->add_option("--threads", o->http.threads, "I/O threads")
-      ->check(CLI::Range(1, 64))
-      ->capture_default_str()
-      ->group(limits);
-  c->add_option("--max-connections", o->http.max_connections, "Open connections")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str()
-      ->group(limits);
-  c->add_option("--max-body", o->max_body_mb, "Largest request, in MiB")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str()
-      ->group(limits);
-  c->add_option("--header-timeout", o->header_timeout, "Seconds a client has to send a header")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str()
-      ->group(limits);
-  c->add_option("--body-timeout", o->body_timeout, "Seconds it has to send a body")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str()
-      ->group(limits);
-  c->add_option("--idle-timeout", o->idle_timeout, "Seconds a connection may wait between requests")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str()
-      ->group(limits);
-  c->add_option("--cors-origin", o->api.cors_origin,
+  c.option("--threads", o->http.threads, "I/O threads")
+      .range(1, 64)
+      .show_default()
+      .group(limits);
+  c.option("--max-connections", o->http.max_connections, "Open connections")
+      .positive()
+      .show_default()
+      .group(limits);
+  c.option("--max-body", o->max_body_mb, "Largest request, in MiB")
+      .range(1, 4096)
+      .show_default()
+      .group(limits);
+  c.option("--header-timeout", o->header_timeout, "Seconds a client has to send a header")
+      .positive()
+      .show_default()
+      .group(limits);
+  c.option("--body-timeout", o->body_timeout, "Seconds it has to send a body")
+      .positive()
+      .show_default()
+      .group(limits);
+  c.option("--idle-timeout", o->idle_timeout, "Seconds a connection may wait between requests")
+      .positive()
+      .show_default()
+      .group(limits);
+  c.option("--cors-origin", o->api.cors_origin,
                 "Let pages of this origin call the API from a browser; * = of any")
-      ->group(limits);
-  c->footer(
+      .group(limits);
+  c.footer(
       "Ctrl-C finishes what runs and takes no more; a second one stops at once. There is no TLS: put\n"
       "a proxy in front where the network is not yours. docs/SERVING.md has the endpoints.\n\n"
       "  dsv4 serve -m models/demo --port 8000\n"
       "  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\\n"
       "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Tell me a story about a fox.\"}]}'");
-  c->callback([o, &exit_code] {
+  c.run([o, &exit_code] {
     const Status status = run(*o);
     exit_code = status.ok() ? kExitOk : fail(status);
   });

@@ -37,31 +37,31 @@ Status synth(const Options& o) {
 
 }  // namespace
 
-void add_synth(CLI::App& app, int& exit_code) {
+void add_synth(Command app, int& exit_code) {
   auto o = std::make_shared<Options>();
-  auto* cmd = app.add_subcommand("synth", "Write a checkpoint of random weights in the published layout");
-  cmd->add_option("--config", o->config, "flash, pro, or a config.json")->capture_default_str();
-  cmd->add_option("--layers", o->cut.layers,
+  Command cmd = app.subcommand("synth", "Write a checkpoint of random weights in the published layout");
+  cmd.option("--config", o->config, "flash, pro, or a config.json").show_default();
+  cmd.option("--layers", o->cut.layers,
                   "Keep the first N main layers (and the MTP block): the first N entries of "
                   "compress_ratios and its last. Flash has every kind of layer from N = 4");
-  cmd->add_option("--experts", o->cut.experts, "Routed experts per layer instead of the config's");
-  cmd->add_option("--vocab", o->cut.vocab, "Vocabulary instead of the config's");
-  cmd->add_option("--seed", o->synth.seed, "Same seed, same bytes")->capture_default_str();
-  cmd->add_option("--tokenizer", o->synth.tokenizer_path,
+  cmd.option("--experts", o->cut.experts, "Routed experts per layer instead of the config's");
+  cmd.option("--vocab", o->cut.vocab, "Vocabulary instead of the config's");
+  cmd.option("--seed", o->synth.seed, "Same seed, same bytes").show_default();
+  cmd.option("--tokenizer", o->synth.tokenizer_path,
                   "A tokenizer.json to copy; without it a byte-level one is made for the vocabulary");
-  cmd->add_flag("--header-only", o->synth.header_only,
+  cmd.flag("--header-only", o->synth.header_only,
                 "Files end after their headers: the shapes of the real models in a few megabytes, "
                 "for dsv4 inspect");
-  cmd->add_flag("--single,!--shards", o->synth.single_file,
+  cmd.flag("--single,!--shards", o->synth.single_file,
                 "One model.safetensors; --shards (the default) splits like the published files");
-  cmd->add_option("-o,--out", o->out, "Folder to write; it must not hold a checkpoint")->required();
-  cmd->footer(
+  cmd.option("-o,--out", o->out, "Folder to write; it must not hold a checkpoint").required();
+  cmd.footer(
       "Weights are random, so the words of such a model mean nothing; sizes, layouts and speed are "
       "real.\n\nExamples:\n"
       "  dsv4 synth --config flash --layers 4 -o flash4          20 GB, each layer of full size\n"
       "  dsv4 synth --config flash --layers 6 --experts 8 --vocab 1024 -o small\n"
       "  dsv4 synth --config pro --header-only -o pro-headers && dsv4 inspect -m pro-headers");
-  cmd->callback([o, &exit_code] {
+  cmd.run([o, &exit_code] {
     const Status status = synth(*o);
     exit_code = status.ok() ? kExitOk : fail(status);
   });

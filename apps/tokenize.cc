@@ -61,22 +61,21 @@ int run(const Options& options) {
 
 }  // namespace
 
-void add_tokenize(CLI::App& app, int& exit_code) {
+void add_tokenize(Command app, int& exit_code) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("tokenize", "Text to token ids and back, JSON lines");
-  command->footer(
+  Command command = app.subcommand("tokenize", "Text to token ids and back, JSON lines");
+  command.footer(
       "Reads one JSON object per line of standard input, {\"text\": ...}, and writes {\"ids\": "
       "[...]}\n"
       "for each; with --decode the other way round. Special tokens in the text become their ids,\n"
       "nothing is added. A line that fails gives {\"error\": ...}, and the exit code is 1.\n\n"
       "  echo '{\"text\": \"Hello, world\"}' | dsv4 tokenize -m models/demo\n"
       "  echo '{\"ids\": [0, 1]}' | dsv4 tokenize --tokenizer tokenizer.json --decode");
-  CLI::Option_group* source = command->add_option_group("source");
-  source->add_option("--tokenizer", options->tokenizer, "a tokenizer.json");
-  source->add_option("-m,--model", options->model, "a checkpoint folder with a tokenizer.json");
-  source->require_option(1);
-  command->add_flag("--decode", options->decode, "ids to text");
-  command->callback([options, &exit_code] { exit_code = run(*options); });
+  Command source = command.one_of_options("source");
+  source.option("--tokenizer", options->tokenizer, "a tokenizer.json");
+  source.option("-m,--model", options->model, "a checkpoint folder with a tokenizer.json");
+  command.flag("--decode", options->decode, "ids to text");
+  command.run([options, &exit_code] { exit_code = run(*options); });
 }
 
 }  // namespace dsv4::apps

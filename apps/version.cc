@@ -8,9 +8,9 @@
 
 namespace dsv4::apps {
 
-void add_version(CLI::App& app, int& exit_code) {
-  auto* cmd = app.add_subcommand("version", "What was built in, and what works on this machine");
-  cmd->callback([&exit_code] {
+void add_version(Command app, int& exit_code) {
+  Command cmd = app.subcommand("version", "What was built in, and what works on this machine");
+  cmd.run([&exit_code] {
     std::printf("dsv4 %s\n", DSV4_VERSION);
 #if defined(__clang__)
     std::printf("compiler   clang %s\n", __clang_version__);

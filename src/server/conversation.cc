@@ -242,4 +242,24 @@ void check_tool(const Fields& tool) {
   (void)fields.boolean("strict");
 }
 
+ToolChoice read_tool_choice(const Fields& body, std::string_view holder) {
+  using Kind = ToolChoice::Kind;
+  const py::Value* const choice = body.get("tool_choice");
+  if (!choice) return {};
+  if (choice->if_string()) {
+    const auto word = body.one_of("tool_choice", {"auto", "none", "required"});
+    return {word == "none" ? Kind::kNone : word == "required" ? Kind::kRequired : Kind::kAuto, ""};
+  }
+  const Fields fields(*choice, "tool_choice", body.problem());
+  (void)fields.one_of("type", {"function"});
+  if (holder.empty()) return {Kind::kNamed, fields.string("name").value_or("")};
+  const py::Value* const held = fields.object(holder);
+  if (!held) {
+    fields.report(holder, "expected an object with a name");
+    return {};
+  }
+  const Fields named(*held, fields.path(holder), body.problem());
+  return {Kind::kNamed, named.string("name").value_or("")};
+}
+
 }  // namespace dsv4::server

@@ -4,12 +4,11 @@ namespace dsv4::server {
 namespace {
 
 using py::Value;
-using Kind = OutputFormat::Kind;
 
 // {"json": SCHEMA} or {"regex": ...} or {"choice": [...]}, with `prefix` before each name.
 void read_structured(const Fields& fields, const std::string& prefix, OutputFormat& out) {
   if (const Value* schema = fields.get(prefix + "json")) {
-    out.kind = Kind::kJsonSchema;
+    out.kind = OutputFormat::Kind::kJsonSchema;
     out.schema = *schema;
     if (const std::string* text = schema->if_string()) {
       auto read = py::loads(*text);
@@ -18,11 +17,11 @@ void read_structured(const Fields& fields, const std::string& prefix, OutputForm
     }
   }
   if (const auto regex = fields.string(prefix + "regex")) {
-    out.kind = Kind::kRegex;
+    out.kind = OutputFormat::Kind::kRegex;
     out.regex = *regex;
   }
   if (const Value::Array* choices = fields.array(prefix + "choice")) {
-    out.kind = Kind::kChoice;
+    out.kind = OutputFormat::Kind::kChoice;
     out.choices = fields.strings(prefix + "choice", 1000);
     if (choices->empty()) fields.report(prefix + "choice", "expected at least one text");
   }
@@ -34,9 +33,9 @@ OutputFormat read_format(const Fields& format) {
   OutputFormat out;
   const auto type = format.one_of("type", {"text", "json_object", "json_schema"});
   if (!type) format.report("type", "expected text, json_object or json_schema");
-  if (type == "json_object") out.kind = Kind::kJsonObject;
+  if (type == "json_object") out.kind = OutputFormat::Kind::kJsonObject;
   if (type != "json_schema") return out;
-  out.kind = Kind::kJsonSchema;
+  out.kind = OutputFormat::Kind::kJsonSchema;
   const Value* schema = format.object("schema");
   if (const Value* outer = format.object("json_schema")) {
     schema = Fields(*outer, format.path("json_schema"), format.problem()).object("schema");

@@ -102,19 +102,7 @@ void read_tools(const Fields& body, Conversation& c) {
     check_tool(Fields(made, body.path("tools", i), body.problem()));
     c.tools.push_back(std::move(made));
   }
-  const Value* const choice = body.get("tool_choice");
-  if (!choice) return;
-  using Kind = ToolChoice::Kind;
-  if (choice->if_string()) {
-    const auto name = body.one_of("tool_choice", {"auto", "none", "required"});
-    c.tool_choice.kind = name == "none"       ? Kind::kNone
-                         : name == "required" ? Kind::kRequired
-                                              : Kind::kAuto;
-  } else {
-    const Fields named(*choice, "tool_choice", body.problem());
-    (void)named.one_of("type", {"function"});
-    c.tool_choice = {Kind::kNamed, named.string("name").value_or("")};
-  }
+  c.tool_choice = read_tool_choice(body, "");
 }
 
 void read_reasoning_options(const App& app, const Fields& body, Conversation& c) {

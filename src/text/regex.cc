@@ -14,7 +14,7 @@ using Range = GrammarBuilder::Range;
 using Set = std::vector<Range>;
 
 constexpr int64_t kMaxCount = 10'000;
-constexpr int kMaxNesting = 200;
+constexpr int kMaxGroupDepth = 200;
 
 const Set kDigits = {{'0', '9'}};
 const Set kWord = {{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}};
@@ -45,7 +45,7 @@ class RegexParser {
   }
 
   Result<Expr> alternatives(int depth) {
-    if (depth > kMaxNesting) return wrong("groups are nested too deep");
+    if (depth > kMaxGroupDepth) return wrong("groups are nested too deep");
     std::vector<Expr> all;
     do {
       DSV4_ASSIGN(const Expr one, sequence(depth));

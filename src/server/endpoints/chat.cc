@@ -68,21 +68,7 @@ void read_tools(const Fields& body, Conversation& c) {
     check_tool(Fields((*tools)[i], body.path("tools", i), body.problem()));
     c.tools.push_back((*tools)[i]);
   }
-  const Value* const choice = body.get("tool_choice");
-  if (!choice) return;
-  using Kind = ToolChoice::Kind;
-  if (choice->if_string()) {
-    const auto name = body.one_of("tool_choice", {"auto", "none", "required"});
-    c.tool_choice.kind = name == "none"       ? Kind::kNone
-                         : name == "required" ? Kind::kRequired
-                                              : Kind::kAuto;
-    return;
-  }
-  const Fields named(*choice, "tool_choice", body.problem());
-  const Value* const function = named.object("function");
-  if (!function) return named.report("function", "expected an object with a name");
-  c.tool_choice = {Kind::kNamed,
-                   Fields(*function, "tool_choice.function", body.problem()).string("name").value_or("")};
+  c.tool_choice = read_tool_choice(body, "function");
 }
 
 // Three ways to ask for it are in use: OpenAI's reasoning_effort, DeepSeek's `thinking` and the
