@@ -315,7 +315,7 @@ void add_ops(Command bench, int& exit_code) {
   cmd.option("--config", f->config, "Shapes: flash, pro, or a folder with a config.json")
       .show_default();
   cmd.option("--rows", f->rows,
-                  "Rows at once; up to 8 are decoding sequences, more are a chunk of a prompt")
+             "Rows at once; up to 8 are decoding sequences, more are a chunk of a prompt")
       .delimiter(',')
       .range(1, 65536)
       .show_default();
@@ -324,14 +324,12 @@ void add_ops(Command bench, int& exit_code) {
       .range(0, 1 << 20)
       .show_default();
   cmd.option("--experts", f->timing.experts,
-                  "Experts of the MoE cases at most, 13 MB each for Flash")
+             "Experts of the MoE cases at most, 13 MB each for Flash")
       .range(6, 1024)
       .show_default();
-  cmd.option("--seconds", f->ops.seconds, "Time per case")
-      .real_range(0.01, 60)
-      .show_default();
+  cmd.option("--seconds", f->ops.seconds, "Time per case").real_range(0.01, 60).show_default();
   cmd.flag("--no-reference", f->no_reference,
-                "Leave the comparison with the reference backend out");
+           "Leave the comparison with the reference backend out");
   cmd.flag("--json", f->json, "JSON on standard output");
   cmd.footer("Example: dsv4 bench ops --config flash --rows 1,8 --filter linear");
   cmd.run([f, &exit_code] {
@@ -342,31 +340,27 @@ void add_ops(Command bench, int& exit_code) {
 
 void add_model(Command bench, bool decode, int& exit_code) {
   auto f = std::make_shared<ModelFlags>();
-  Command cmd =
-      decode ? bench.subcommand("decode", "One token per step for each sequence of a batch")
-             : bench.subcommand("prefill", "A prompt, in chunks");
+  Command cmd = decode
+                    ? bench.subcommand("decode", "One token per step for each sequence of a batch")
+                    : bench.subcommand("prefill", "A prompt, in chunks");
   Command which = cmd.one_of_options("Model");
   which.option("-m,--model", f->model, "Folder of the checkpoint");
   which.option("--synthetic", f->synthetic,
-                    "Random weights in memory: flash, pro, or a folder with a config.json");
-  cmd.option("--layers", f->cut.layers, "With --synthetic: the first layers only")
-      .range(1, 4096);
-  cmd.option("--experts", f->cut.experts, "With --synthetic: fewer routed experts")
-      .range(1, 16384);
+               "Random weights in memory: flash, pro, or a folder with a config.json");
+  cmd.option("--layers", f->cut.layers, "With --synthetic: the first layers only").range(1, 4096);
+  cmd.option("--experts", f->cut.experts, "With --synthetic: fewer routed experts").range(1, 16384);
   cmd.option("--device", f->device, "Backend").show_default();
   if (decode) {
     cmd.option("--ctx", f->bench.context, "Tokens in the cache before the first step")
         .range(0, 1 << 20)
         .show_default();
-    cmd.option("--tokens", f->bench.tokens, "Timed steps")
-        .range(1, 1 << 16)
-        .show_default();
+    cmd.option("--tokens", f->bench.tokens, "Timed steps").range(1, 1 << 16).show_default();
     cmd.option("--batch", f->batches, "Sequences; several numbers are measured in turn")
         .delimiter(',')
         .range(1, 4096)
         .show_default();
     cmd.flag("--no-fill", f->no_fill,
-                  "Leave the context zero instead of running it through the model");
+             "Leave the context zero instead of running it through the model");
   } else {
     f->bench.tokens = 512;
     cmd.option("--tokens", f->bench.tokens, "Length of the prompt")
@@ -393,8 +387,7 @@ void add_model(Command bench, bool decode, int& exit_code) {
 }  // namespace
 
 void add_bench(Command app, int& exit_code) {
-  Command bench =
-      app.subcommand("bench", "Time ops, decode, prefill or a server");
+  Command bench = app.subcommand("bench", "Time ops, decode, prefill or a server");
   bench.require_subcommand();
   add_ops(bench, exit_code);
   add_model(bench, true, exit_code);

@@ -57,12 +57,8 @@ void add_bench_batch(Command bench, int& exit_code) {
       .delimiter(',')
       .range(1, 4096)
       .show_default();
-  cmd.option("--prompt", f->bench.prompt, "Tokens of each prompt")
-      .range(1, 1 << 20)
-      .show_default();
-  cmd.option("--tokens", f->bench.tokens, "Tokens of each answer")
-      .range(2, 1 << 16)
-      .show_default();
+  cmd.option("--prompt", f->bench.prompt, "Tokens of each prompt").range(1, 1 << 20).show_default();
+  cmd.option("--tokens", f->bench.tokens, "Tokens of each answer").range(2, 1 << 16).show_default();
   cmd.option("--chunk", f->bench.engine.prefill_chunk, "Prompt rows of one step")
       .range(1, 1 << 16)
       .show_default();

@@ -103,36 +103,32 @@ void add_bench_serve(Command bench, int& exit_code) {
   c.option("--url", load.url, "The server, with or without /v1").show_default();
   c.option("--api-key", load.api_key, "Its key");
   c.option("--model", load.model, "Default: the first one that it lists");
-  c.option("-n,--requests", load.requests, "Requests in all")
-      .positive()
-      .show_default();
+  c.option("-n,--requests", load.requests, "Requests in all").positive().show_default();
   c.option("-c,--concurrency", load.concurrency,
-                "Requests at a time (default: 8, or no limit with --rate)")
+           "Requests at a time (default: 8, or no limit with --rate)")
       .positive();
-  c.option("--rate", load.rate, "Arrivals per second at random times (Poisson) instead of a fixed concurrency")
+  c.option("--rate", load.rate,
+           "Arrivals per second at random times (Poisson) instead of a fixed concurrency")
       .positive();
-  c.option("--turns", load.turns, "Turns of each conversation: agents, whose prompts begin as the one before")
+  c.option("--turns", load.turns,
+           "Turns of each conversation: agents, whose prompts begin as the one before")
       .positive()
       .show_default();
-  c.option("--prompt-words", load.prompt_words, "Words of a message")
-      .positive()
-      .show_default();
-  c.option("--shared-words", load.shared_words, "Words of a system message that all conversations share")
+  c.option("--prompt-words", load.prompt_words, "Words of a message").positive().show_default();
+  c.option("--shared-words", load.shared_words,
+           "Words of a system message that all conversations share")
       .not_negative()
       .show_default();
-  c.option("--output-tokens", load.output_tokens, "Tokens of an answer")
-      .positive()
-      .show_default();
+  c.option("--output-tokens", load.output_tokens, "Tokens of an answer").positive().show_default();
   c.flag("--stop-at-eos", f->stop_at_eos, "Let answers end by themselves");
   c.option("--seed", load.seed, "Of prompts and arrivals").show_default();
-  c.option("--timeout", load.timeout_seconds, "Seconds of one request")
-      .positive()
-      .show_default();
+  c.option("--timeout", load.timeout_seconds, "Seconds of one request").positive().show_default();
   c.option("--csv", f->csv, "Also one line for each request, into this file");
   c.option("--svg", f->svg, "Also a plot of the times, into this file");
   c.flag("--json", f->json, "The figures as JSON");
   c.footer(
-      "A token is a piece of the stream; times are those of the client. Exit code 1 if a request failed.\n\n"
+      "A token is a piece of the stream; times are those of the client. Exit code 1 if a request "
+      "failed.\n\n"
       "  dsv4 bench serve --url http://127.0.0.1:8000 -c 32 -n 256\n"
       "  dsv4 bench serve --rate 5 -n 500 --csv requests.csv --svg times.svg\n"
       "  dsv4 bench serve --turns 8 --shared-words 500 -c 4 -n 64");

@@ -114,8 +114,8 @@ void add_chat(Command app, int& exit_code) {
   Command cmd = app.subcommand("chat", "Talk with the model");
   add_generate_options(cmd, *options);
   cmd.footer(cat("A line is a message. Commands:\n", kHelp,
-                  "\nWhere standard input is not a terminal, each of its lines is a message.\n\n"
-                  "  dsv4 chat -m models/demo --thinking high"));
+                 "\nWhere standard input is not a terminal, each of its lines is a message.\n\n"
+                 "  dsv4 chat -m models/demo --thinking high"));
   cmd.run([options, &exit_code] {
     const Status status = run(*options);
     exit_code = status.ok() ? kExitOk : fail(status);

@@ -6,13 +6,27 @@
 
 namespace dsv4::apps {
 
-Option Option::required() { return Option(option_->required()); }
-Option Option::show_default() { return Option(option_->capture_default_str()); }
-Option Option::group(const std::string& heading) { return Option(option_->group(heading)); }
-Option Option::delimiter(char separator) { return Option(option_->delimiter(separator)); }
-Option Option::excludes(const Option& other) { return Option(option_->excludes(other.option_)); }
-Option Option::positive() { return Option(option_->check(CLI::PositiveNumber)); }
-Option Option::not_negative() { return Option(option_->check(CLI::NonNegativeNumber)); }
+Option Option::required() {
+  return Option(option_->required());
+}
+Option Option::show_default() {
+  return Option(option_->capture_default_str());
+}
+Option Option::group(const std::string& heading) {
+  return Option(option_->group(heading));
+}
+Option Option::delimiter(char separator) {
+  return Option(option_->delimiter(separator));
+}
+Option Option::excludes(const Option& other) {
+  return Option(option_->excludes(other.option_));
+}
+Option Option::positive() {
+  return Option(option_->check(CLI::PositiveNumber));
+}
+Option Option::not_negative() {
+  return Option(option_->check(CLI::NonNegativeNumber));
+}
 Option Option::range(int64_t least, int64_t most) {
   return Option(option_->check(CLI::Range(least, most)));
 }
@@ -31,7 +45,9 @@ Command Command::subcommand(const std::string& name, const std::string& descript
   return Command(app_->add_subcommand(name, description));
 }
 
-void Command::require_subcommand() { app_->require_subcommand(1); }
+void Command::require_subcommand() {
+  app_->require_subcommand(1);
+}
 
 template <class T>
 Option Command::option(const std::string& names, T& value, const std::string& description) {
@@ -57,7 +73,9 @@ Option Command::flag(const std::string& names, bool& value, const std::string& d
   return Option(app_->add_flag(names, value, description));
 }
 
-Option Command::find_option(const std::string& name) { return Option(app_->get_option(name)); }
+Option Command::find_option(const std::string& name) {
+  return Option(app_->get_option(name));
+}
 
 Command Command::one_of_options(const std::string& heading) {
   CLI::Option_group* group = app_->add_option_group(heading);
@@ -65,8 +83,12 @@ Command Command::one_of_options(const std::string& heading) {
   return Command(group);
 }
 
-void Command::footer(const std::string& text) { app_->footer(text); }
-void Command::run(std::function<void()> action) { app_->callback(std::move(action)); }
+void Command::footer(const std::string& text) {
+  app_->footer(text);
+}
+void Command::run(std::function<void()> action) {
+  app_->callback(std::move(action));
+}
 
 std::optional<int> read_command_line(int argc, char** argv, const std::string& description,
                                      int usage_error,

@@ -15,8 +15,8 @@ class Option;
 
 namespace dsv4::apps {
 
-// A handle; copies are the same option. Checks refuse the command line with a message that names the
-// option, and stand in --help.
+// A handle; copies are the same option. Checks refuse the command line with a message that names
+// the option, and stand in --help.
 class Option {
  public:
   explicit Option(CLI::Option* option) : option_(option) {}

@@ -86,10 +86,9 @@ void add_eval(Command app, int& exit_code) {
       .show_default();
   cmd.option("--data", o->data, "Another folder of sets in the same format");
   cmd.option("--tasks", o->sets.tasks, "Only these sets: copy,recall_1k,...").delimiter(',');
-  cmd.option("--limit", o->sets.limit, "Only the first N items of each set")
-      .positive();
+  cmd.option("--limit", o->sets.limit, "Only the first N items of each set").positive();
   cmd.option("--require", o->require,
-                  "TASK.FIGURE>=NUMBER or <=: exit code 1 unless it holds; may be repeated");
+             "TASK.FIGURE>=NUMBER or <=: exit code 1 unless it holds; may be repeated");
   cmd.flag("--json", o->json, "One JSON object instead of the table");
   cmd.flag("--misses", o->show_misses, "Also print the replies that were wrong");
   cmd.option("--device", o->device, "Backend: auto, or a name that `dsv4 version` lists")

@@ -131,9 +131,7 @@ void add_generate_options(Command c, GenerateOptions& o) {
       .show_default();
   c.option("--ctx", o.context, "Longest prompt and answer together, in tokens (default: 8192)")
       .positive();
-  c.option("--chunk", o.chunk, "Prompt tokens per step")
-      .positive()
-      .show_default();
+  c.option("--chunk", o.chunk, "Prompt tokens per step").positive().show_default();
   c.option("--system", o.system, "A system message before the conversation");
   c.option("--thinking", o.thinking, "Reasoning before the answer: off, high or max")
       .one_of({"off", "high", "max"})
@@ -147,7 +145,7 @@ void add_generate_options(Command c, GenerateOptions& o) {
   c.option("--min-p", o.min_p, "Only tokens with p times the best probability; 0 = off")
       .group(group);
   c.option("--repetition-penalty", o.repetition_penalty,
-               "Divides logits of tokens in prompt and answer; 1 = off")
+           "Divides logits of tokens in prompt and answer; 1 = off")
       .group(group);
   c.option("--presence-penalty", o.presence_penalty, "Less of what the answer has already")
       .group(group);

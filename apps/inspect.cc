@@ -267,14 +267,17 @@ void add_inspect(Command app, int& exit_code) {
   cmd.option("--device", o->device, "Backend for --plan and --ops").show_default();
   cmd.flag("--json", o->json, "Everything as one JSON object");
   cmd.footer(
-      "Reads headers only. The exit code is 1 when a tensor of the config is missing or has another\n"
+      "Reads headers only. The exit code is 1 when a tensor of the config is missing or has "
+      "another\n"
       "dtype or shape.\n\nExamples:\n"
       "  dsv4 inspect -m DeepSeek-V4-Flash\n"
       "  dsv4 inspect -m DeepSeek-V4-Flash --plan --ctx 131072 --sequences 4");
   cmd.run([o, &exit_code] {
     const Result<bool> complete = inspect(*o);
-    if (!complete.ok()) exit_code = fail(complete.status());
-    else exit_code = *complete ? kExitOk : kExitFailed;
+    if (!complete.ok())
+      exit_code = fail(complete.status());
+    else
+      exit_code = *complete ? kExitOk : kExitFailed;
   });
 }
 

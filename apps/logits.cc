@@ -110,20 +110,16 @@ Status run(const Options& o) {
 
 void add_logits(Command app, int& exit_code) {
   auto options = std::make_shared<Options>();
-  Command cmd =
-      app.subcommand("logits", "Write the logits at every position of a token list");
+  Command cmd = app.subcommand("logits", "Write the logits at every position of a token list");
   cmd.option("-m,--model", options->model, "Folder of the checkpoint").required();
   cmd.option("--tokens", options->tokens, "JSON: a list of token ids, or {\"tokens\": [...]}")
       .required();
-  cmd.option("--out", options->out,
-                  "safetensors to write: \"logits\", F32 [tokens, vocabulary]")
+  cmd.option("--out", options->out, "safetensors to write: \"logits\", F32 [tokens, vocabulary]")
       .required();
   cmd.option("--prefill", options->prefill,
-                  "This many first tokens as prompt, the rest decoded one by one (default: all)")
+             "This many first tokens as prompt, the rest decoded one by one (default: all)")
       .not_negative();
-  cmd.option("--chunk", options->chunk, "Prompt tokens per step")
-      .range(1, 65536)
-      .show_default();
+  cmd.option("--chunk", options->chunk, "Prompt tokens per step").range(1, 65536).show_default();
   cmd.option("--device", options->device, "Backend: auto, or a name that `dsv4 version` lists")
       .show_default();
   cmd.footer(

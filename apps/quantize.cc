@@ -47,8 +47,10 @@ void add_quantize(Command app, int& exit_code) {
   cmd.option("-o,--out", o->out, "Folder to write; it must not hold a checkpoint").required();
   cmd.flag("--json", o->json, "The report as JSON");
   cmd.footer(
-      "The cast keeps every weight's value: E2M1 codes stay, a block's power-of-two scale becomes an\n"
-      "E4M3 scale times one FP32 per tensor. Blocks whose scale is too far below the largest of their\n"
+      "The cast keeps every weight's value: E2M1 codes stay, a block's power-of-two scale becomes "
+      "an\n"
+      "E4M3 scale times one FP32 per tensor. Blocks whose scale is too far below the largest of "
+      "their\n"
       "tensor are rounded again; the report counts them. MTP experts and all else are copied.\n\n"
       "Example:\n  dsv4 quantize -m DeepSeek-V4-Flash --to nvfp4 -o DeepSeek-V4-Flash-NVFP4");
   cmd.run([o, &exit_code] {

@@ -149,18 +149,17 @@ void add_run(Command app, int& exit_code) {
   Command source = cmd.one_of_options("prompt");
   source.option("-p,--prompt", o->prompt, "The prompt");
   source.option("-f,--file", o->file, "A file with the prompt");
-  source.option("stdin", o->dash, "- reads the prompt from standard input")
-      .one_of({"-"});
+  source.option("stdin", o->dash, "- reads the prompt from standard input").one_of({"-"});
   const Option messages = source.option(
       "--messages", o->messages,
       "A JSON file with a conversation in the OpenAI format: [messages], or {messages, tools}");
   cmd.flag("--raw", o->raw,
-                "Continue the text as it is: no conversation format, no first token added")
+           "Continue the text as it is: no conversation format, no first token added")
       .excludes(messages);
   cmd.find_option("--system").excludes(messages);
   cmd.flag("--json", o->json, "One JSON object when the answer is complete, instead of text");
   cmd.option("--logprobs", o->generate.logprobs,
-                  "With --json: log probabilities of each token and of the N best")
+             "With --json: log probabilities of each token and of the N best")
       .not_negative();
   cmd.footer(
       "The answer goes to standard output as it comes; memory plan, progress and speed go to\n"

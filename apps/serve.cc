@@ -129,7 +129,7 @@ void add_serve(Command app, int& exit_code) {
       .show_default();
   c.option("--model-name", o->api.model_name, "Name in the API (default: the folder's name)");
   c.option("--api-key", o->api.api_keys,
-                "Ask for this key; may be repeated (default: $DSV4_API_KEY, or none)");
+           "Ask for this key; may be repeated (default: $DSV4_API_KEY, or none)");
   c.option("--thinking", o->api.thinking, "Where a request does not say: off, high or max")
       .one_of({"off", "high", "max"})
       .show_default();
@@ -140,7 +140,7 @@ void add_serve(Command app, int& exit_code) {
       .show_default()
       .group(engine);
   c.option("--ctx", o->engine.context,
-                "Longest prompt and answer together, in tokens (default: 8192)")
+           "Longest prompt and answer together, in tokens (default: 8192)")
       .positive()
       .group(engine);
   o->engine.max_sequences = 32;
@@ -150,19 +150,18 @@ void add_serve(Command app, int& exit_code) {
       .show_default()
       .group(engine);
   c.option("--cache-tokens", o->engine.cache_tokens,
-                "Tokens that the cache holds, over all sequences (default: ctx * max-sequences)")
+           "Tokens that the cache holds, over all sequences (default: ctx * max-sequences)")
       .positive()
       .group(engine);
-  c.option("--max-queue", o->engine.max_queue,
-                "Requests that may wait; more are refused with 429")
+  c.option("--max-queue", o->engine.max_queue, "Requests that may wait; more are refused with 429")
       .positive()
       .show_default()
       .group(engine);
   c.flag("--prefix-cache,!--no-prefix-cache", o->engine.prefix.enabled,
-              "Keep prompts for requests that begin the same way")
+         "Keep prompts for requests that begin the same way")
       .group(engine);
   c.option("--cache-dir", o->engine.prefix.disk_dir,
-                "Folder for the part of the prefix cache that survives a restart")
+           "Folder for the part of the prefix cache that survives a restart")
       .group(engine);
   c.option("--chunk", o->engine.prefill_chunk, "Prompt tokens per step")
       .positive()
@@ -170,10 +169,7 @@ void add_serve(Command app, int& exit_code) {
       .group(engine);
 
   const char* const limits = "Limits";
-  c.option("--threads", o->http.threads, "I/O threads")
-      .range(1, 64)
-      .show_default()
-      .group(limits);
+  c.option("--threads", o->http.threads, "I/O threads").range(1, 64).show_default().group(limits);
   c.option("--max-connections", o->http.max_connections, "Open connections")
       .positive()
       .show_default()
@@ -195,14 +191,16 @@ void add_serve(Command app, int& exit_code) {
       .show_default()
       .group(limits);
   c.option("--cors-origin", o->api.cors_origin,
-                "Let pages of this origin call the API from a browser; * = of any")
+           "Let pages of this origin call the API from a browser; * = of any")
       .group(limits);
   c.footer(
-      "Ctrl-C finishes what runs and takes no more; a second one stops at once. There is no TLS: put\n"
+      "Ctrl-C finishes what runs and takes no more; a second one stops at once. There is no TLS: "
+      "put\n"
       "a proxy in front where the network is not yours. docs/SERVING.md has the endpoints.\n\n"
       "  dsv4 serve -m models/demo --port 8000\n"
       "  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-      "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Tell me a story about a fox.\"}]}'");
+      "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Tell me a story about a "
+      "fox.\"}]}'");
   c.run([o, &exit_code] {
     const Status status = run(*o);
     exit_code = status.ok() ? kExitOk : fail(status);

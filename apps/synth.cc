@@ -39,21 +39,22 @@ Status synth(const Options& o) {
 
 void add_synth(Command app, int& exit_code) {
   auto o = std::make_shared<Options>();
-  Command cmd = app.subcommand("synth", "Write a checkpoint of random weights in the published layout");
+  Command cmd =
+      app.subcommand("synth", "Write a checkpoint of random weights in the published layout");
   cmd.option("--config", o->config, "flash, pro, or a config.json").show_default();
   cmd.option("--layers", o->cut.layers,
-                  "Keep the first N main layers (and the MTP block): the first N entries of "
-                  "compress_ratios and its last. Flash has every kind of layer from N = 4");
+             "Keep the first N main layers (and the MTP block): the first N entries of "
+             "compress_ratios and its last. Flash has every kind of layer from N = 4");
   cmd.option("--experts", o->cut.experts, "Routed experts per layer instead of the config's");
   cmd.option("--vocab", o->cut.vocab, "Vocabulary instead of the config's");
   cmd.option("--seed", o->synth.seed, "Same seed, same bytes").show_default();
   cmd.option("--tokenizer", o->synth.tokenizer_path,
-                  "A tokenizer.json to copy; without it a byte-level one is made for the vocabulary");
+             "A tokenizer.json to copy; without it a byte-level one is made for the vocabulary");
   cmd.flag("--header-only", o->synth.header_only,
-                "Files end after their headers: the shapes of the real models in a few megabytes, "
-                "for dsv4 inspect");
+           "Files end after their headers: the shapes of the real models in a few megabytes, "
+           "for dsv4 inspect");
   cmd.flag("--single,!--shards", o->synth.single_file,
-                "One model.safetensors; --shards (the default) splits like the published files");
+           "One model.safetensors; --shards (the default) splits like the published files");
   cmd.option("-o,--out", o->out, "Folder to write; it must not hold a checkpoint").required();
   cmd.footer(
       "Weights are random, so the words of such a model mean nothing; sizes, layouts and speed are "

@@ -96,18 +96,26 @@ Status run(const Options& o, int& exit_code) {
 }  // namespace
 
 void add_verify(Command app, int& exit_code) {
-  Command cmd = app.subcommand("verify", "Compare this installation with outputs of the published model code");
+  Command cmd = app.subcommand(
+      "verify", "Compare this installation with outputs of the published model code");
   auto options = std::make_shared<Options>();
-  cmd.option("-m,--model", options->model, "Folder of the small checkpoint that belongs to the golden file")
+  cmd.option("-m,--model", options->model,
+             "Folder of the small checkpoint that belongs to the golden file")
       .required();
-  cmd.option("--golden", options->golden, "golden.safetensors: tokens, residual streams and logits").required();
-  cmd.option("--device", options->device, "Backend to verify: auto, or a name that `dsv4 version` lists");
-  cmd.option("--end-to-end-cosine", options->cosine, "Stricter or looser limit for the mean cosine of logits");
-  cmd.option("--end-to-end-agreement", options->agreement, "The same for the argmax agreement, 0..1");
+  cmd.option("--golden", options->golden, "golden.safetensors: tokens, residual streams and logits")
+      .required();
+  cmd.option("--device", options->device,
+             "Backend to verify: auto, or a name that `dsv4 version` lists");
+  cmd.option("--end-to-end-cosine", options->cosine,
+             "Stricter or looser limit for the mean cosine of logits");
+  cmd.option("--end-to-end-agreement", options->agreement,
+             "The same for the argmax agreement, 0..1");
   cmd.flag("--json", options->json, "One JSON object instead of the table");
-  cmd.footer("Runs every layer from golden inputs, the MTP block, then the whole model, prefill and decode.\n"
-              "Exit code 0 when everything is within its limit, 1 otherwise.\n\n"
-              "  dsv4 verify -m tiny-flash --golden tiny-flash/golden.safetensors --device reference");
+  cmd.footer(
+      "Runs every layer from golden inputs, the MTP block, then the whole model, prefill and "
+      "decode.\n"
+      "Exit code 0 when everything is within its limit, 1 otherwise.\n\n"
+      "  dsv4 verify -m tiny-flash --golden tiny-flash/golden.safetensors --device reference");
   cmd.run([options, &exit_code] {
     const Status status = run(*options, exit_code);
     if (!status.ok()) exit_code = fail(status);

@@ -63,8 +63,8 @@ SamplingParams read_sampling(const App& app, const Fields& body);
 // A function tool in the encoder's format, checked.
 void check_tool(const Fields& tool);
 
-// OpenAI's tool_choice: "auto", "none", "required", or an object for one tool: its name is a field of
-// that object's member `holder`, or of the object itself where `holder` is "".
+// OpenAI's tool_choice: "auto", "none", "required", or an object for one tool: its name is a field
+// of that object's member `holder`, or of the object itself where `holder` is "".
 ToolChoice read_tool_choice(const Fields& body, std::string_view holder);
 
 }  // namespace dsv4::server

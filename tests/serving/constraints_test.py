@@ -9,7 +9,8 @@ import anthropic
 import openai
 import pydantic
 
-from fixture import TIME_TOOL, ServerTest
+from fixture import TIME_TOOL
+from openai_client import OpenAiTest
 
 STORY = [{"role": "user", "content": "Tell me a story about a fox."}]
 SEEDS = range(4)
@@ -40,17 +41,7 @@ STRICT_TOOL = {"type": "function", "function": {
                                   "days": {"type": "integer", "minimum": 1, "maximum": 9}}}}}
 
 
-class Constraints(ServerTest):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.client = openai.OpenAI(base_url=cls.server.url + "/v1", api_key="none", max_retries=0)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.client.close()
-        super().tearDownClass()
-
+class Constraints(OpenAiTest):
     def chat(self, messages=STORY, **options):
         return self.client.chat.completions.create(model="demo", messages=messages, **{"max_tokens": 300, **options})
 

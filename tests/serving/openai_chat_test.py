@@ -5,23 +5,14 @@ import unittest
 
 import openai
 
-from fixture import TIME_TOOL, ServerTest
+from fixture import TIME_TOOL
+from openai_client import OpenAiTest
 
 STORY = [{"role": "user", "content": "Tell me a story about a fox."}]
 SUM = [{"role": "user", "content": "What is 45 + 84?"}]
 
 
-class OpenAiChat(ServerTest):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.client = openai.OpenAI(base_url=cls.server.url + "/v1", api_key="none", max_retries=0)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.client.close()
-        super().tearDownClass()
-
+class OpenAiChat(OpenAiTest):
     def chat(self, messages, **options):
         return self.client.chat.completions.create(model="demo", messages=messages, **options)
 

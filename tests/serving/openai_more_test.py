@@ -6,25 +6,14 @@ import unittest
 
 import openai
 
-from fixture import TIME_TOOL, ServerTest
+from fixture import TIME_TOOL
+from openai_client import OpenAiTest
 
 FOX = "Tell me a story about a fox."
 TOOL = {"type": "function", **TIME_TOOL["function"]}
 
 
-class Client(ServerTest):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.client = openai.OpenAI(base_url=cls.server.url + "/v1", api_key="none", max_retries=0)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.client.close()
-        super().tearDownClass()
-
-
-class Completions(Client):
+class Completions(OpenAiTest):
     def complete(self, prompt, **options):
         return self.client.completions.create(model="demo", prompt=prompt, temperature=0, **options)
 
@@ -75,7 +64,7 @@ class Completions(Client):
             self.assertEqual(e.exception.param, param)
 
 
-class Responses(Client):
+class Responses(OpenAiTest):
     def create(self, content, **options):
         return self.client.responses.create(model="demo", input=content, temperature=0, **options)
 

@@ -18,9 +18,9 @@ namespace dsv4 {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using testing::kVocab;
 using testing::some_tokens;
 
-constexpr int64_t kVocab = 384;
 constexpr int64_t kContext = 700;
 constexpr int kConcurrent = 64, kClients = 4;
 
