@@ -75,8 +75,17 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
   const int64_t cache = peaks && peaks->cache_bytes ? peaks->cache_bytes : last_level_cache();
   t.copies = std::clamp<int64_t>(2 * cache / bytes + 1, 1, 64);
   t.copies = std::max<int64_t>(1, std::min(t.copies, (int64_t{1} << 30) / bytes));
-  std::vector<double> us;
+  // What fits into the cache even with all copies is not held to the speed of memory.
+  const bool cold = t.copies * bytes > cache;
+  double arithmetic = 0.0;
+  if (peaks) {
+    arithmetic = static_cast<double>(c.cost.flops) / peaks->best_flops_per_s();
+    t.memory_bound = static_cast<double>(bytes) / peaks->read_bytes_per_s >= arithmetic;
+    t.read_bytes_per_s = peaks->read_bytes_per_s;
+  }
+  if (!cold || !t.memory_bound) reads = nullptr;
   if (reads) reads->restart();
+  std::vector<double> us;
   DSV4_TRY(time_runs(c, backend, t.copies, options.seconds, 2000, reads, us));
   const Quantiles q = quantiles(us);
   t.runs = static_cast<int64_t>(us.size());
@@ -86,12 +95,8 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
   t.bytes_per_s = static_cast<double>(bytes) / (t.us * 1e-6);
   t.flops_per_s = static_cast<double>(c.cost.flops) / (t.us * 1e-6);
   if (peaks) {
-    t.read_bytes_per_s = reads ? reads->median() : peaks->read_bytes_per_s;
+    if (reads) t.read_bytes_per_s = reads->median();
     const double memory = static_cast<double>(bytes) / t.read_bytes_per_s;
-    const double arithmetic = static_cast<double>(c.cost.flops) / peaks->best_flops_per_s();
-    t.memory_bound = memory >= arithmetic;
-    // What fits into the cache even with all copies is not held to the speed of memory.
-    const bool cold = t.copies * bytes > cache;
     if (!t.memory_bound || cold) t.roofline = std::max(memory, arithmetic) / (t.us * 1e-6);
   }
   const double expected = static_cast<double>(c.cost.flops + bytes) / kReferenceFlops;

@@ -143,6 +143,7 @@ void ThreadPool::take_parts(uint32_t generation, int own) {
     if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       finished_.store(runs + 1, std::memory_order_release);
       finished_.notify_all();
+      return;
     }
   }
 }
