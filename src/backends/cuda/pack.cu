@@ -12,40 +12,6 @@ namespace {
 constexpr size_t kAlign = 256;
 size_t padded(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-// Where element (row r of 16, k of 128) of a block lies.
-struct Place {
-  int byte, element;
-};
-
-__device__ Place place_bf16(int r, int k) {
-  const int j = k / 32, t = k % 32 / 8, e = k % 8, g = r % 8, high = r / 8;
-  return {(((j * 2 + high) * 32 + g * 4 + t) * 8 + e) * 2, 0};
-}
-
-// Place of element i of four: (k0, k2, k1, k3).
-__device__ int place_of_four(int i) { return i == 1 ? 2 : i == 2 ? 1 : i; }
-
-__device__ Place place_e4m3(int r, int k) {
-  const int j = k / 32, s = k % 32 / 16, t = k % 16 / 4, i = k % 4, g = r % 8, high = r / 8;
-  return {(j * 32 + g * 4 + t) * 16 + high * 8 + s * 4 + place_of_four(i), 0};
-}
-
-// Of E2M1: the word's byte offset, and the element's place in it: of s0 0..3, of s1 4..7.
-__device__ Place place_e2m1(int r, int k) {
-  const int j = k / 64, half = k % 64 / 32, s = k % 32 / 16, t = k % 16 / 4, i = k % 4;
-  const int g = r % 8, high = r / 8;
-  return {(j * 32 + g * 4 + t) * 16 + half * 8 + high * 4, s * 4 + place_of_four(i)};
-}
-// A published E2M1 code in the bits of its word, and back.
-__device__ uint32_t place_code(uint32_t code, int e) {
-  const uint32_t bits = e < 4 ? (code & 8u) << 4 | (code & 7u) << 2 : (code & 8u) << 2 | (code & 4u) << 4 | (code & 3u);
-  return bits << (e % 4 * 8);
-}
-__device__ uint32_t code_at(uint32_t word, int e) {
-  const uint32_t bits = word >> (e % 4 * 8);
-  return e < 4 ? (bits >> 4 & 8u) | (bits >> 2 & 7u) : (bits >> 2 & 8u) | (bits >> 4 & 4u) | (bits & 3u);
-}
-
 // One thread per 8 elements along K of one row; kPack: published -> blocks, else the inverse.
 template <WeightFormat F, bool kPack>
 __global__ void move_codes(uint8_t* published, uint8_t* blocks, int rows, int cols, int row_bytes) {

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 
+#include "formats/host_device.h"
 #include "formats/weight_format.h"
 
 namespace dsv4::cuda {
@@ -30,8 +31,8 @@ struct Matrix {
   int32_t rows = 0, cols = 0;
   WeightFormat format = WeightFormat::kBf16;
 
-  __host__ __device__ int32_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
-  __host__ __device__ int32_t blocks() const { return (cols + kBlockK - 1) / kBlockK; }
+  DSV4_HD int32_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
+  DSV4_HD int32_t blocks() const { return (cols + kBlockK - 1) / kBlockK; }
 };
 
 // A stack of matrices of one shape and format.
@@ -41,12 +42,64 @@ struct MatrixStack {
   const float* global_scales = nullptr;       // [count], device memory; nullptr = 1
 };
 
-__host__ __device__ constexpr int block_code_bytes(WeightFormat f) {
+DSV4_HD constexpr int block_code_bytes(WeightFormat f) {
   return f == WeightFormat::kBf16 ? 4096 : f == WeightFormat::kFp8Tile128 ? 2048 : 1024;
 }
 // Bytes of scales per 16 x 128 block, for formats that pack them by block.
-__host__ __device__ constexpr int block_scale_bytes(WeightFormat f) {
+DSV4_HD constexpr int block_scale_bytes(WeightFormat f) {
   return f == WeightFormat::kMxfp4 ? 64 : f == WeightFormat::kNvfp4 ? 128 : 0;
 }
+
+// Where element (row r of 16, k of 128) of a block lies.
+struct Place {
+  int byte;     // of E2M1: of the word
+  int element;  // of E2M1: in the word, s0 first
+};
+
+// Place of element i of four: (k0, k2, k1, k3).
+DSV4_HD constexpr int place_of_four(int i) { return i == 1 ? 2 : i == 2 ? 1 : i; }
+
+DSV4_HD constexpr Place place_bf16(int r, int k) {
+  const int j = k / 32, t = k % 32 / 8, e = k % 8, g = r % 8, high = r / 8;
+  return {(((j * 2 + high) * 32 + g * 4 + t) * 8 + e) * 2, 0};
+}
+DSV4_HD constexpr Place place_e4m3(int r, int k) {
+  const int j = k / 32, s = k % 32 / 16, t = k % 16 / 4, i = k % 4, g = r % 8, high = r / 8;
+  return {(j * 32 + g * 4 + t) * 16 + high * 8 + s * 4 + place_of_four(i), 0};
+}
+DSV4_HD constexpr Place place_e2m1(int r, int k) {
+  const int j = k / 64, half = k % 64 / 32, s = k % 32 / 16, t = k % 16 / 4, i = k % 4;
+  const int g = r % 8, high = r / 8;
+  return {(j * 32 + g * 4 + t) * 16 + half * 8 + high * 4, s * 4 + place_of_four(i)};
+}
+
+// A published E2M1 code in the bits of its word, and back.
+DSV4_HD constexpr uint32_t place_code(uint32_t code, int e) {
+  const uint32_t bits = e < 4 ? (code & 8u) << 4 | (code & 7u) << 2 : (code & 8u) << 2 | (code & 4u) << 4 | (code & 3u);
+  return bits << (e % 4 * 8);
+}
+DSV4_HD constexpr uint32_t code_at(uint32_t word, int e) {
+  const uint32_t bits = word >> (e % 4 * 8);
+  return e < 4 ? (bits >> 4 & 8u) | (bits >> 2 & 7u) : (bits >> 2 & 8u) | (bits >> 4 & 4u) | (bits & 3u);
+}
+
+// Eight E2M1 codes of one row as two words of E4M3: value * 2^-6, subnormals included, since the two bits of
+// the exponent and the one of the mantissa move into place as they are. Byte i of `w` holds element i of the
+// first word (sign in bit 7, magnitude in bits 4..2) and of the second (sign 5, magnitude 6, 1, 0).
+DSV4_HD constexpr void e2m1_to_e4m3(uint32_t w, uint32_t& first, uint32_t& second) {
+  first = w & 0x9c9c9c9cu;
+  second = ((w << 2) & 0x8c8c8c8cu) | ((w >> 2) & 0x10101010u);
+}
+
+// Tokens as the B operand. For mma.m16n8k32, act8 codes lie within each 64 of K so that lane t reads the operands
+// of two products with one 16-byte load: k = 32 j + 16 s + 4 t + i at 16 t + 8 j + 4 s, fours as those of weights.
+DSV4_HD constexpr int quantised_at(int k) {
+  return k / 64 * 64 + k % 16 / 4 * 16 + k % 64 / 32 * 8 + k % 32 / 16 * 4;
+}
+
+// For wgmma they lie as rows of 128 bytes, one block of K, in tiles of 8 rows (1024 bytes, aligned to that); 16-byte
+// piece c of row n at c ^ n % 8: what the hardware calls a swizzle of 128 bytes.
+inline constexpr int kTokenTileBytes = 8 * kBlockK;
+DSV4_HD constexpr int token_piece(int n, int c) { return n * kBlockK + (c ^ n % 8) * 16; }
 
 }  // namespace dsv4::cuda

@@ -106,12 +106,4 @@ __device__ inline void e4m3_to_bf16(uint32_t w, uint32_t& k01, uint32_t& k23) {
   k23 = mul_bf16x2((w & 0x80008000u) | ((w >> 4) & 0x07f007f0u), kTwoTo120);
 }
 
-// Eight E2M1 codes of one row as two words of E4M3: value * 2^-6, subnormals included, since the two bits of
-// the exponent and the one of the mantissa move into place as they are. Byte i of `w` holds element i of the
-// first word (sign in bit 7, magnitude in bits 4..2) and of the second (sign 5, magnitude 6, 1, 0).
-__device__ inline void e2m1_to_e4m3(uint32_t w, uint32_t& first, uint32_t& second) {
-  first = w & 0x9c9c9c9cu;
-  second = ((w << 2) & 0x8c8c8c8cu) | ((w >> 2) & 0x10101010u);
-}
-
 }  // namespace dsv4::cuda

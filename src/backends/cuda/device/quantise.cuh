@@ -15,13 +15,6 @@ __device__ inline float warp_sum(float v) {
   return v;
 }
 
-// Quantised inputs are E4M3 codes. Within each 64 of K, k = 32 j + 16 s + 4 t + i lies at 16 t + 8 j + 4 s, so
-// that lane t reads the B operands of two MMAs with one 16-byte load; four elements stay together, as
-// (k0, k2, k1, k3) like those of weights.
-__device__ constexpr int quantised_at(int k) {
-  return k / 64 * 64 + k % 16 / 4 * 16 + k % 64 / 32 * 8 + k % 32 / 16 * 4;
-}
-
 // Round to nearest even, clamped to +-448.
 __device__ inline uint32_t to_e4m3x4(const float (&v)[4]) {
   uint16_t low, high;

@@ -7,11 +7,6 @@
 
 namespace dsv4::cuda {
 
-// Tokens lie as rows of 128 bytes, one block of K, in tiles of 8 rows (1024 bytes, aligned to that); 16-byte piece c
-// of row n at c ^ n % 8: what the hardware calls a swizzle of 128 bytes.
-inline constexpr int kTokenTileBytes = 8 * kBlockK;
-__device__ constexpr int token_piece(int n, int c) { return n * kBlockK + (c ^ n % 8) * 16; }
-
 // What this thread wrote to shared memory is there for products.
 __device__ inline void fence_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
