@@ -207,7 +207,7 @@ struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
 #endif
 
 struct Fp8 : Fp8Lines {
-  static constexpr int64_t kAhead = 4096;
+  static constexpr int64_t kAhead = 7168;
   static HWY_INLINE V16 scale(const uint8_t* block, int, int half, float) {
     V16 s = ue8m0_scales(scales(block, 0, half));
     DSV4_UNROLL
