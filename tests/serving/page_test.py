@@ -82,17 +82,29 @@ class Page(ServerTest):
     def finished(self):
         return self.find("#send").is_displayed() and any("tok/s" in n.text for n in self.all(".note"))
 
-    def test_send_and_stream(self):
-        self.set("temperature", "0")
+    def never_end(self):
+        """Answers from now on do not end by themselves."""
+        self.browser.execute_script(
+            "const f = fetch; fetch = (u, o) => o && o.body ? f(u, {...o, body: JSON.stringify("
+            "{...JSON.parse(o.body), logit_bias: {'1': -100}})}) : f(u, o);")
+
+    def test_answer_comes_in_pieces(self):
+        self.set("max_tokens", "3000")  # a second or more, for a page that is looked at every 50 ms
+        self.never_end()
         self.send("Tell me a story about a fox.")
-        self.assertEqual(self.find("#input").get_attribute("value"), "")
         seen = set()
 
         def growing():
             seen.add(len("".join(e.text for e in self.all(".assistant .text"))))
             return self.finished()
         self.wait(growing)
-        self.assertGreater(len(seen), 2)  # it came in pieces
+        self.assertGreater(len(seen), 2)
+
+    def test_send_and_go_on(self):
+        self.set("temperature", "0")
+        self.send("Tell me a story about a fox.")
+        self.assertEqual(self.find("#input").get_attribute("value"), "")
+        self.wait(self.finished)
         self.assertTrue(self.find(".assistant .text").text.startswith("Once upon a time"))
         # The conversation goes on: the next question knows the first.
         self.send("Tell me a story about an owl.")
@@ -100,9 +112,7 @@ class Page(ServerTest):
 
     def test_stop(self):
         self.set("max_tokens", "50000")
-        self.browser.execute_script(  # an answer that does not end by itself
-            "const f = fetch; fetch = (u, o) => o && o.body ? f(u, {...o, body: JSON.stringify("
-            "{...JSON.parse(o.body), logit_bias: {'1': -100}})}) : f(u, o);")
+        self.never_end()
         self.send("Tell me a story about a fox.")
         self.wait(lambda: self.all(".assistant .text"))
         self.find("#stop").click()
