@@ -185,80 +185,6 @@ const Rule kRules[] = {
      .reason =
          "numerators are BF16: relative to a running maximum they round differently, 2^-9 each"},
 
-
-    {.op = "attend",
-     .output = "q",
-     .ulps = 3,
-     .scale = Scale::kPair,
-     .scaled = 0x1p-8,
-     .cosine = 0.9999,
-     .reason = "the BF16 chain of the head norm: a mean that rounds the other way scales a head by "
-               "2^-8; FP32 inside is allowed"},
-    {.op = "attend",
-     .output = "kv",
-     .columns = Columns::kRounded,
-     .relative = 0.125,
-     .scale = Scale::kRowMax,
-     .scaled = 0x1p-9,
-     .flips = 0.02,
-     .reason = "a BF16 step before kv8 moves a value across an E4M3 border: one code"},
-    {.op = "attend",
-     .output = "kv",
-     .columns = Columns::kRope,
-     .ulps = 2,
-     .scale = Scale::kPair,
-     .scaled = 0x1p-8,
-     .flips = 0.05,
-     .reason = "a BF16 step of the norm's output, rotated"},
-    {.op = "attend",
-     .output = "ring",
-     .columns = Columns::kRounded,
-     .relative = 0.125,
-     .scale = Scale::kRowMax,
-     .scaled = 0x1p-9,
-     .flips = 0.02,
-     .reason = "a BF16 step before kv8 moves a value across an E4M3 border: one code"},
-    {.op = "attend",
-     .output = "ring",
-     .columns = Columns::kRope,
-     .ulps = 2,
-     .scale = Scale::kPair,
-     .scaled = 0x1p-8,
-     .flips = 0.05,
-     .reason = "a BF16 step of the norm's output, rotated"},
-    {.op = "attend",
-     .output = "entries",
-     .columns = Columns::kRounded,
-     .relative = 0.125,
-     .scale = Scale::kRowMax,
-     .scaled = 0x1p-9,
-     .flips = 0.03,
-     .reason = "FP32 softmax over the pooled rows, two BF16 roundings, then one E4M3 code"},
-    {.op = "attend",
-     .output = "entries",
-     .columns = Columns::kRope,
-     .ulps = 3,
-     .scale = Scale::kPair,
-     .scaled = 0x1p-7,
-     .flips = 0.1,
-     .reason = "two BF16 steps, rotated"},
-    {.op = "attend",
-     .output = "keys",
-     .relative = 0.5,
-     .scale = Scale::kRowMax,
-     .scaled = 1.0 / 6,
-     .flips = 0.04,
-     .reason = "a BF16 step before idx4 moves a value across an E2M1 border: one code, up to half "
-               "of its value"},
-    {.op = "attend", .output = "tail", .reason = kCopied},
-    {.op = "attend", .output = "key_tail", .reason = kCopied},
-    {.op = "attend",
-     .output = "index_q",
-     .relative = 0.5,
-     .scale = Scale::kRowMax,
-     .scaled = 1.0 / 6,
-     .flips = 0.02,
-     .reason = "as compress keys; selections are judged by scores"},
     {.op = "attend",
      .output = "o",
      .ulps = 2,
@@ -289,9 +215,27 @@ const Rule kRules[] = {
      .sums = Sums::kFp8TensorCores},
 };
 
+// Outputs of a fused op (prefixes, as above) that a leaf makes alone, from the same inputs: the leaf's rules.
+struct Leaf {
+  std::string_view op, output, leaf_op, leaf_output;
+};
+constexpr Leaf kLeaves[] = {
+    {"attend", "q", "qkv", "q"},
+    {"attend", "kv", "qkv", "kv"},
+    {"attend", "ring", "qkv", "kv"},
+    {"attend", "entries", "compress", "entries"},
+    {"attend", "keys", "compress", "keys"},
+    {"attend", "tail", "compress", "tail"},
+    {"attend", "key_tail", "compress", "tail"},
+    {"attend", "index_q", "index_select", "q"},
+};
+
 }  // namespace
 
 std::vector<Rule> rules_for(std::string_view op, std::string_view output, Sums sums) {
+  for (const Leaf& l : kLeaves) {
+    if (l.op == op && output.starts_with(l.output)) return rules_for(l.leaf_op, l.leaf_output, sums);
+  }
   std::vector<Rule> rules;
   for (const Rule& r : kRules) {
     if (r.op == op && output.substr(0, r.output.size()) == r.output && r.sums == sums) rules.push_back(r);
