@@ -66,23 +66,18 @@ using ManySums = float[kManyTiles][kManyGroups][4];
 // total += one block of two tiles times the 64 tokens of a stage.
 template <Product P>
 __device__ inline void multiply_stage(const Block<P> (&b)[kManyTiles], const char* stage, ManySums& total) {
+  static_assert(!is_fp4(P), "FP4 matrices are experts, which have tiles of their own");
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   ManySums part = {};
   if constexpr (takes_act8(P)) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t a[2][kManyTiles][4];
-      float scale[2][kManyTiles][2][2];  // of E2M1: [group][tile][step][row g or g + 8]
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int m = 0; m < kManyTiles; ++m) {
           operand<P>(b[m], 2 * half + j, a[j][m]);
-          if constexpr (is_fp4(P)) {
-            for (int s = 0; s < 2; ++s) {
-              for (int high = 0; high < 2; ++high) scale[j][m][s][high] = step_scale<P>(b[m], 2 * half + j, s, high);
-            }
-          }
         }
       }
 #pragma unroll
@@ -94,23 +89,7 @@ __device__ inline void multiply_stage(const Block<P> (&b)[kManyTiles], const cha
         for (int j = 0; j < 2; ++j) {
 #pragma unroll
           for (int m = 0; m < kManyTiles; ++m) {
-            if constexpr (P == Product::kFp8) {
-              mma_e4m3(part[m][n], a[j][m], x[j]);
-            } else if constexpr (P == Product::kMxfp4) {
-              float c[4];
-              mma_e4m3_first(c, a[j][m], x[j]);
-#pragma unroll
-              for (int i = 0; i < 4; ++i) part[m][n][i] = __fmaf_rn(c[i], scale[j][m][0][i / 2], part[m][n][i]);
-            } else {
-#pragma unroll
-              for (int s = 0; s < 2; ++s) {
-                const uint32_t step[4] = {s ? 0 : a[j][m][0], s ? 0 : a[j][m][1], s ? a[j][m][2] : 0, s ? a[j][m][3] : 0};
-                float c[4];
-                mma_e4m3_first(c, step, x[j]);
-#pragma unroll
-                for (int i = 0; i < 4; ++i) part[m][n][i] = __fmaf_rn(c[i], scale[j][m][s][i / 2], part[m][n][i]);
-              }
-            }
+            mma_e4m3(part[m][n], a[j][m], x[j]);
           }
         }
       }
@@ -144,29 +123,18 @@ __device__ inline void multiply_stage(const Block<P> (&b)[kManyTiles], const cha
       }
     }
   }
-  float of_weight[kManyTiles];
-#pragma unroll
-  for (int m = 0; m < kManyTiles; ++m) {
-    of_weight[m] = 1.0f;
-    if constexpr (P == Product::kFp8 || P == Product::kFp8Bf16) of_weight[m] = ue8m0_to_float(static_cast<uint8_t>(b[m].scales[0]));
-  }
-  const float* scales = reinterpret_cast<const float*>(stage + kManyTokens * kStageRow<P>);
+  float scale[kManyGroups][2];
 #pragma unroll
   for (int n = 0; n < kManyGroups; ++n) {
-    float2 scale = {1.0f, 1.0f};
+    scale[n][0] = scale[n][1] = 1.0f;
     if constexpr (takes_act8(P)) {
-      scale = *reinterpret_cast<const float2*>(scales + n * 8 + 2 * t);
-      scale.x *= kCodeUnit<P>;
-      scale.y *= kCodeUnit<P>;
-    }
-#pragma unroll
-    for (int m = 0; m < kManyTiles; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        total[m][n][i] = __fmaf_rn(part[m][n][i], (i % 2 ? scale.y : scale.x) * of_weight[m], total[m][n][i]);
-      }
+      const float* scales = reinterpret_cast<const float*>(stage + kManyTokens * kStageRow<P>);
+      const float2 s = *reinterpret_cast<const float2*>(scales + n * 8 + 2 * t);
+      scale[n][0] = s.x;
+      scale[n][1] = s.y;
     }
   }
+  add_block<P>(b, scale, part, total);
 }
 
 // total = the products of two tiles with 64 tokens, shares of K summed in order. `wk` warps (1, or all

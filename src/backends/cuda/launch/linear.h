@@ -43,7 +43,7 @@ struct LinearParams {
 };
 
 // The jobs of one kind of product where there are many tokens, bit for bit what the path of few has. Takes the jobs
-// that it does well out of `p`.
+// that it does well out of `p`; FP4, which models have in experts only, stays.
 Status linear_many(OpContext& ctx, LinearParams& p);
 
 }  // namespace dsv4::cuda

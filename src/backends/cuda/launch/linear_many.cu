@@ -137,14 +137,12 @@ Status linear_many(OpContext& ctx, LinearParams& p) {
     // A block's rows share one input.
     const int rows = kManyWarps / job.side_by_side * kManyTiles * kTileRows;
     const bool one_group = p.rows_per_group == 0 || p.rows_per_group % rows == 0;
-    (fits && one_group ? many.jobs[many.n++] : few.jobs[few.n++]) = job;
+    (fits && one_group && !is_fp4(job.product) ? many.jobs[many.n++] : few.jobs[few.n++]) = job;
   }
   p = few;
   DSV4_TRY(launch_product<Product::kBf16>(ctx, many));
   DSV4_TRY(launch_product<Product::kFp8>(ctx, many));
-  DSV4_TRY(launch_product<Product::kFp8Bf16>(ctx, many));
-  DSV4_TRY(launch_product<Product::kMxfp4>(ctx, many));
-  return launch_product<Product::kNvfp4>(ctx, many);
+  return launch_product<Product::kFp8Bf16>(ctx, many);
 }
 
 }  // namespace dsv4::cuda

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
 // Gate and selection of up to 8 tokens in one launch: a cluster of kRouterBlocks multiplies, with the sums of
 // `linear`, and its first block selects.
 constexpr int kRouterBlocks = 8, kRouterWarps = 16;
-__global__ void __cluster_dims__(kRouterBlocks) __launch_bounds__(kRouterWarps * 32)
+__global__ void __launch_bounds__(kRouterWarps * 32)
     few_router_kernel(const Select p, const Matrix gate, const bf16* x, int split) {
   extern __shared__ float shared[];  // logits [T, E rounded to tiles], of the first block; scores and ranks [T, 2, E]
   __shared__ float sums[kRouterWarps][8 * kTileRows];
@@ -200,16 +200,6 @@ constexpr int kTiles = 8, kSplit = kExpertShares, kRows = kTiles * kTileRows;
 static_assert(kRows == kBlockK);
 template <int NT>
 constexpr int kSumBytes = kRows * kSplit * NT * 8 * 4;  // shares of one matrix
-// Of each tile, asked for as soon as the task is known; all blocks of a grid together stay within L2.
-constexpr int64_t kPrefetchBytes = 8 * 1024;
-
-__device__ void prefetch_tile(const Matrix& m, int tile) {
-  const int64_t bytes = static_cast<int64_t>(m.blocks()) * block_code_bytes(m.format);
-  if (threadIdx.x % 32 == 0 && tile < m.tiles()) {
-    prefetch_l2(m.codes + tile * bytes, static_cast<uint32_t>(min(bytes, kPrefetchBytes)));
-  }
-}
-
 // The input of a task's tokens, row_of(n) of `codes` and `scales`: copied to shared memory at `staged` where
 // that is not nullptr, since every warp reads all of it and would wait for L2 at every block.
 template <int NT, int kThreads, class RowOf>
@@ -293,12 +283,8 @@ __device__ void up(const Experts& p, const Task& task, const Matrix& w1, const M
         const float* s = shared + (r / kTileRows * 2 + m) * kSplit * kShare + n * kTileRows + r % kTileRows;
         return s[0] + s[kShare];
       };
-      float a = round_bf16(sum(0) * w1.global_scale), u = round_bf16(sum(1) * w3.global_scale);
-      // Comparisons as the definition has them: a NaN passes.
-      a = a > p.limit ? p.limit : a;
-      u = u > p.limit ? p.limit : u < -p.limit ? -p.limit : u;
-      const float silu = a / (1.0f + expf(-a));
-      h[i] = static_cast<int>(blockIdx.x) * kRows + r < I ? round_bf16(silu * u * weight) : 0.0f;
+      const float a = round_bf16(sum(0) * w1.global_scale), u = round_bf16(sum(1) * w3.global_scale);
+      h[i] = static_cast<int>(blockIdx.x) * kRows + r < I ? round_bf16(swiglu(a, u, p.limit) * weight) : 0.0f;
     }
     const float scale = quantise_group(h, p.h + static_cast<int64_t>(pair) * p.h_stride + blockIdx.x * kRows);
     if (lane == 0) p.h_scales[static_cast<int64_t>(pair) * (p.h_stride / kBlockK) + blockIdx.x] = scale;
@@ -358,16 +344,7 @@ __global__ void combine_kernel(const bf16* out, const int32_t* ids, int T, int D
   const int64_t t = blockIdx.y;
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   __shared__ int order[kMaxTopk];
-  // Stable rank by id: place of expert j of this token.
-  if (threadIdx.x < static_cast<unsigned>(k)) {
-    const int j = threadIdx.x, id = ids[t * k + j];
-    int rank = 0;
-    for (int o = 0; o < k; ++o) {
-      const int other = ids[t * k + o];
-      rank += other < id || (other == id && o < j);
-    }
-    order[rank] = j;
-  }
+  if (threadIdx.x < static_cast<unsigned>(k)) order[place_by_id(ids + t * k, k, threadIdx.x)] = threadIdx.x;
   __syncthreads();
   if (i >= D) return;
   float sum = 0.0f;
@@ -420,8 +397,8 @@ Status router(OpContext& ctx, const RouterArgs& a) {
     const int bytes = p.T * (gate.tiles() * kTileRows + 2 * p.E) * 4;
     if (bytes <= kMaxSharedBytes / 2) {
       DSV4_TRY(allow_shared(few_router_kernel, bytes));
-      return enqueue(ctx, "few_router_kernel", few_router_kernel, kRouterBlocks, kRouterWarps * 32, static_cast<size_t>(bytes), p, gate, a.x,
-                     split_k(gate.tiles(), gate.blocks()));
+      return enqueue_clusters(ctx, "few_router_kernel", few_router_kernel, kRouterBlocks, kRouterBlocks, kRouterWarps * 32,
+                              static_cast<size_t>(bytes), p, gate, a.x, split_k(gate.tiles(), gate.blocks()));
     }
   }
   Workspace::Scope scratch(ctx.workspace);

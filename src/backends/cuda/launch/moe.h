@@ -55,6 +55,30 @@ __device__ inline int pair_of(const Experts& p, const Task& task, int n) {
                          : p.plan.lists[static_cast<int64_t>(task.expert) * p.T + task.first + n];
 }
 
+// silu(a) u, both clamped. Comparisons as the definition has them: a NaN passes.
+__device__ inline float swiglu(float a, float u, float limit) {
+  a = a > limit ? limit : a;
+  u = u > limit ? limit : u < -limit ? -limit : u;
+  return a / (1.0f + expf(-a)) * u;
+}
+
+// Place of expert j of a token among its k by ascending id, the first of equal ones first.
+__device__ inline int place_by_id(const int32_t* ids, int k, int j) {
+  int place = 0;
+  for (int o = 0; o < k; ++o) place += ids[o] < ids[j] || (ids[o] == ids[j] && o < j);
+  return place;
+}
+
+// The beginning of a warp's tile into L2, before what it is multiplied with is there; all blocks of a grid together
+// stay within L2.
+__device__ inline void prefetch_tile(const Matrix& m, int tile) {
+  constexpr int64_t kBytes = 8 * 1024;
+  const int64_t bytes = static_cast<int64_t>(m.blocks()) * block_code_bytes(m.format);
+  if (threadIdx.x % 32 == 0 && tile < m.tiles()) {
+    prefetch_l2(m.codes + tile * bytes, static_cast<uint32_t>(min(bytes, kBytes)));
+  }
+}
+
 // Experts in MXFP4 or FP8; x and h in order of K.
 // Whether so few rows need neither a plan nor act8 of x, and y comes out (Experts::raw).
 bool plans_itself(int64_t T, int64_t k, int64_t D);

@@ -196,13 +196,6 @@ __device__ void multiply_many(const Tile (&tiles)[kPair], const bool (&inside)[k
   }
 }
 
-// silu(a) u, both clamped. Comparisons as the definition has them: a NaN passes.
-__device__ float swiglu(float a, float u, float limit) {
-  a = a > limit ? limit : a;
-  u = u > limit ? limit : u < -limit ? -limit : u;
-  return a / (1.0f + expf(-a)) * u;
-}
-
 // act8 of one group of h of pair `pair` by one warp; lane l gives elements 4 l .. 4 l + 3.
 __device__ void store_h(const Experts& p, int pair, const float (&h)[4]) {
   const float scale = quantise_group<true>(h, p.h + static_cast<int64_t>(pair) * p.h_stride + blockIdx.x * kUpRows);
@@ -392,15 +385,6 @@ __device__ bool find_task(const Experts& p, bool shared_only, OwnPlan& own, Bloc
   return true;
 }
 
-// The beginning of a warp's tiles into L2, before what they are multiplied with is there.
-constexpr int64_t kPrefetchBytes = 8 * 1024;
-__device__ void prefetch_tile(const Matrix& m, int tile) {
-  const int64_t bytes = static_cast<int64_t>(m.blocks()) * block_code_bytes(m.format);
-  if (threadIdx.x % 32 == 0 && tile < m.tiles()) {
-    prefetch_l2(m.codes + tile * bytes, static_cast<uint32_t>(min(bytes, kPrefetchBytes)));
-  }
-}
-
 template <int NT, int WPT>
 constexpr int kBlocksPerProcessor = NT <= 2 && WPT == 1 ? 2 : 1;
 
@@ -412,10 +396,8 @@ __device__ void combine(const Experts& p, int tasks) {
   __syncthreads();
   if (threadIdx.x == 0) last = atomicAdd(p.finished + blockIdx.x, 1) == tasks - 1;
   for (int i = threadIdx.x; i < p.T * p.k; i += blockDim.x) {
-    const int32_t *ids = p.ids + i / p.k * p.k, j = i % p.k, id = ids[j];
-    int rank = 0;
-    for (int o = 0; o < p.k; ++o) rank += ids[o] < id || (ids[o] == id && o < j);
-    order[i - j + rank] = i;
+    const int j = i % p.k;
+    order[i - j + place_by_id(p.ids + i - j, p.k, j)] = i;
   }
   __syncthreads();
   if (!last) return;
