@@ -44,41 +44,36 @@ constexpr int attention_shared_bytes() {
 }
 
 // How the chunks of one head add up: each by exp(its maximum - the highest one), the whole over the sum
-// of all keys and the sink.
-struct ChunkWeights {
-  float top, sum;
-
-  template <class Stats>
-  __device__ ChunkWeights(int chunks, float sink, Stats&& stats) {
-    top = -INFINITY;
-    for (int i = 0; i < chunks; ++i) top = fmaxf(top, stats(i).x);
-    sum = 0.0f;
-    for (int i = 0; i < chunks; ++i) {
-      const float2 s = stats(i);
-      sum += s.y * expf(s.x - top);
-    }
-    sum += expf(sink - top);
+// of all keys and the sink. Stats become these factors; the inverse of the sum comes back.
+__device__ inline float chunk_factors(int chunks, float sink, float2* stats, int stride) {
+  float top = -INFINITY, sum = 0.0f;
+  for (int i = 0; i < chunks; ++i) top = fmaxf(top, stats[i * stride].x);
+  for (int i = 0; i < chunks; ++i) {
+    float2& s = stats[i * stride];
+    s.x = expf(s.x - top);
+    sum += s.y * s.x;
   }
-  __device__ void add(float maximum, const float4& v, float4& total) const {
-    const float f = expf(maximum - top);
-    total.x = __fmaf_rn(v.x, f, total.x);
-    total.y = __fmaf_rn(v.y, f, total.y);
-    total.z = __fmaf_rn(v.z, f, total.z);
-    total.w = __fmaf_rn(v.w, f, total.w);
-  }
-};
+  return 1.0f / (sum + expf(sink - top));
+}
+__device__ inline void add_chunk(float factor, const float4& v, float4& total) {
+  total.x = __fmaf_rn(v.x, factor, total.x);
+  total.y = __fmaf_rn(v.y, factor, total.y);
+  total.z = __fmaf_rn(v.z, factor, total.z);
+  total.w = __fmaf_rn(v.w, factor, total.w);
+}
 
 // Four columns of the result from `col`, rotated back where RoPE has them.
-__device__ inline void store_result(const AttentionParams& p, int64_t row, int position, int col, const float4& v, float sum) {
-  float x[4] = {round_bf16(v.x / sum), round_bf16(v.y / sum), round_bf16(v.z / sum), round_bf16(v.w / sum)};
+__device__ inline void store_result(const AttentionParams& p, int64_t row, int col, const float4& v, float factor,
+                                    const float2* turns) {
+  float x[4] = {v.x * factor, v.y * factor, v.z * factor, v.w * factor};
+  round4(x);
   const int d = static_cast<int>(p.a.d), from = d - static_cast<int>(p.rope.r);
   if (p.rope.freqs) {
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
-      if (col + i < from) continue;
-      float s, c;
-      sincosf(static_cast<float>(position) * p.rope.freqs[(col + i - from) / 2], &s, &c);
-      rotate_pair(x[i], x[i + 1], -s, c);
+      if (col < from) continue;
+      const float2 turn = turns[(col + i - from) / 2];
+      rotate_pair(x[i], x[i + 1], -turn.x, turn.y);
     }
   }
   *reinterpret_cast<uint2*>(p.a.o + row * d + col) = {pack2(x[0], x[1]), pack2(x[2], x[3])};
@@ -91,6 +86,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   constexpr int MT = HM / 16, NG = 8 / MT;  // tiles of heads; groups of keys, each of MT tiles of 8
   constexpr int NC = D / 64;                // tiles of 8 output columns per warp
   extern __shared__ uint4 shared[];
+  __shared__ float2 turns[kMaxPairs];
+  __shared__ float inverse[HM];
   bf16* q = reinterpret_cast<bf16*>(shared);            // [HM][kRow]
   bf16* k = q + HM * kRow;                              // [kChunk][kRow]
   bf16* probs = k + kChunk * kRow;                      // [HM][kPRow]
@@ -127,6 +124,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   };
   const char* const old = threadIdx.x < kChunk ? old_row(begin + static_cast<int>(threadIdx.x)) : nullptr;
   if (threadIdx.x < kChunk) rows[threadIdx.x] = old;
+  else if (p.rope.freqs) make_turns(p.rope, position, static_cast<int>(threadIdx.x) - kChunk, kAttentionThreads - kChunk, turns);
   __syncthreads();
   for (int i = threadIdx.x; i < kChunk * (D / 8); i += kAttentionThreads) {
     const int j = i / (D / 8), at = i % (D / 8) * 8;
@@ -297,37 +295,47 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
     stats[i] = (sharers > 1 ? cluster.map_shared_rank(own_stats, i / HM) : own_stats)[i % HM];
   }
   __syncthreads();
+  for (int h = threadIdx.x; h < HM; h += kAttentionThreads) {
+    inverse[h] = chunk_factors(chunks, a.sink[min(first_head + h, H - 1)], stats + h, HM);
+  }
+  __syncthreads();
   for (int i = chunk * kAttentionThreads + static_cast<int>(threadIdx.x); i < HM * (D / 4); i += sharers * kAttentionThreads) {
     const int local = i / (D / 4), col = i % (D / 4) * 4, h = first_head + local;
     if (h >= H) continue;
-    const ChunkWeights w(chunks, a.sink[h], [&](int x) { return stats[x * HM + local]; });
     float4 sum = {0, 0, 0, 0};
     for (int x = 0; x < chunks; ++x) {
       const float* from = (sharers > 1 ? cluster.map_shared_rank(result, x) : result) + local * kRow + col;
-      w.add(stats[x * HM + local].x, *reinterpret_cast<const float4*>(from), sum);
+      add_chunk(stats[x * HM + local].x, *reinterpret_cast<const float4*>(from), sum);
     }
-    store_result(p, t * H + h, position, col, sum, w.sum);
+    store_result(p, t * H + h, col, sum, inverse[local], turns);
   }
   if (sharers > 1) cluster.sync();  // nobody leaves while others read its sums
 }
 
 // One block per row and head: chunks in order.
-__global__ void __launch_bounds__(128) combine_kernel(const __grid_constant__ AttentionParams p) {
-  wait_for_previous();
+inline constexpr int kCombineThreads = 128;
+__global__ void __launch_bounds__(kCombineThreads) combine_kernel(const __grid_constant__ AttentionParams p) {
+  extern __shared__ float2 stats[];  // [max_chunks]
+  __shared__ float2 turns[kMaxPairs];
+  __shared__ float inverse;
   const AttentionArgs& a = p.a;
   const int64_t t = p.first_row + blockIdx.y;
   const int h = blockIdx.x, position = a.batch.positions[t], H = static_cast<int>(a.H), d = static_cast<int>(a.d);
+  if (p.rope.freqs) make_turns(p.rope, position, static_cast<int>(threadIdx.x), kCombineThreads, turns);
+  wait_for_previous();
   const int chunks = (window_keys(a, position) + entry_keys(a, t, position) + kChunk - 1) / kChunk;
   if (chunks == 1) return;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * p.max_chunks;
-  const auto stats = [&](int i) { return p.stats[(first + i) * H + h]; };
-  const ChunkWeights w(chunks, a.sink[h], stats);
-  for (int col = threadIdx.x * 4; col < d; col += 512) {
+  for (int i = threadIdx.x; i < chunks; i += kCombineThreads) stats[i] = p.stats[(first + i) * H + h];
+  __syncthreads();
+  if (threadIdx.x == 0) inverse = chunk_factors(chunks, a.sink[h], stats, 1);
+  __syncthreads();
+  for (int col = threadIdx.x * 4; col < d; col += kCombineThreads * 4) {
     float4 sum = {0, 0, 0, 0};
     for (int i = 0; i < chunks; ++i) {
-      w.add(stats(i).x, *reinterpret_cast<const float4*>(p.partial + ((first + i) * H + h) * d + col), sum);
+      add_chunk(stats[i].x, *reinterpret_cast<const float4*>(p.partial + ((first + i) * H + h) * d + col), sum);
     }
-    store_result(p, t * H + h, position, col, sum, w.sum);
+    store_result(p, t * H + h, col, sum, inverse, turns);
   }
 }
 

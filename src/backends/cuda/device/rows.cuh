@@ -2,6 +2,8 @@
 // the quads of elements k * 128 + 4 l .. + 3 for k < Q; elements past n are 0 and take no part.
 #pragma once
 
+#include <cuda_bf16.h>
+
 #include "backends/cuda/device/quantise.cuh"
 #include "ops/args/attention.h"
 
@@ -13,14 +15,26 @@ inline constexpr int kMaxRow = kQuads * 128;
 // Two BF16 values in one word, the first one low.
 __device__ inline float2 unpack2(uint32_t w) { return {bits_to_float(w << 16), bits_to_float(w & 0xffff0000u)}; }
 __device__ inline uint32_t pack2(float low, float high) {
-  return static_cast<uint32_t>(to_bf16(low).bits) | static_cast<uint32_t>(to_bf16(high).bits) << 16;
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);  // one instruction
+  return *reinterpret_cast<const uint32_t*>(&both);
+}
+// Both to BF16 values.
+__device__ inline void round2(float& a, float& b) {
+  const float2 v = unpack2(pack2(a, b));
+  a = v.x;
+  b = v.y;
+}
+__device__ inline void round4(float (&v)[4]) {
+  round2(v[0], v[1]);
+  round2(v[2], v[3]);
 }
 
 // x * (c + i s) of the pair (re, im); every product and sum rounded on its own, results as BF16 values.
 __device__ inline void rotate_pair(float& re, float& im, float s, float c) {
   const float a = re, b = im;
-  re = round_bf16(a * c - b * s);
-  im = round_bf16(a * s + b * c);
+  re = a * c - b * s;
+  im = a * s + b * c;
+  round2(re, im);
 }
 
 __device__ inline int element_of(int k) { return k * 128 + static_cast<int>(threadIdx.x % 32) * 4; }
@@ -48,39 +62,48 @@ __device__ void store_row(const float (&x)[Q][4], int n, bf16* row) {
   }
 }
 
-// sin and cos of this lane's pairs for the RoPE on the last r of n elements; pairs outside keep still.
-template <int Q>
-struct Rotation {
-  float s[Q][2], c[Q][2];
+// sin and cos of a position's RoPE angles, one entry per pair, by `threads` threads of which this is
+// number `thread`. Not inlined: the code is longer than all that uses it.
+inline constexpr int kMaxPairs = 64;
+__device__ __noinline__ inline void make_turns(const RopeView& rope, int position, int thread, int threads, float2* turns) {
+  for (int i = thread; i < rope.r / 2; i += threads) {
+    float s, c;
+    sincosf(static_cast<float>(position) * rope.freqs[i], &s, &c);
+    turns[i] = {s, c};
+  }
+}
 
-  __device__ Rotation(const RopeView& rope, int n, int position, bool inverse) {
-    const int from = n - static_cast<int>(rope.r);
+// RoPE on the last r of n elements.
+template <int Q>
+__device__ void rotate(float (&x)[Q][4], int n, int64_t r, const float2* turns) {
+  const int from = n - static_cast<int>(r);
 #pragma unroll
-    for (int k = 0; k < Q; ++k) {
+  for (int k = 0; k < Q; ++k) {
 #pragma unroll
-      for (int p = 0; p < 2; ++p) {
-        const int i = element_of(k) + 2 * p;
-        s[k][p] = 0.0f;
-        c[k][p] = 1.0f;
-        if (i < from || i >= n) continue;
-        const float angle = static_cast<float>(position) * rope.freqs[(i - from) / 2];
-        sincosf(angle, &s[k][p], &c[k][p]);
-        if (inverse) s[k][p] = -s[k][p];
-      }
+    for (int p = 0; p < 2; ++p) {
+      const int i = element_of(k) + 2 * p;
+      if (i < from || i >= n) continue;
+      const float2 turn = turns[(i - from) / 2];
+      rotate_pair(x[k][2 * p], x[k][2 * p + 1], turn.x, turn.y);
     }
   }
-  __device__ void apply(float (&x)[Q][4], int n, int64_t r) const {
-    const int from = n - static_cast<int>(r);
-#pragma unroll
-    for (int k = 0; k < Q; ++k) {
-#pragma unroll
-      for (int p = 0; p < 2; ++p) {
-        const int i = element_of(k) + 2 * p;
-        if (i >= from && i < n) rotate_pair(x[k][2 * p], x[k][2 * p + 1], s[k][p], c[k][p]);
-      }
-    }
-  }
-};
+}
+
+// The nearest E4M3 value, ties to even, clamped; what float_to_e4m3 and back gives.
+__device__ inline float round_e4m3(float v) {
+  const uint32_t u = float_to_bits(v), mag = u & 0x7fffffffu;
+  if (mag > 0x7f800000u) return v;
+  // Below 2^-6 steps of 2^-9.
+  const float fine = bits_to_float(mag) + 16384.0f - 16384.0f;
+  const float coarse = bits_to_float((mag + 0x7ffffu + (mag >> 20 & 1u)) & 0xfff00000u);
+  return bits_to_float(float_to_bits(mag < 0x3c800000u ? fine : fminf(coarse, kE4m3Max)) | (u & 0x80000000u));
+}
+
+// The nearest E2M1 value, ties to even, clamped; what float_to_e2m1 and back gives. v is no NaN.
+__device__ inline float round_e2m1(float v) {
+  const float a = abs_bits(v), grid = a < 2.0f ? 0x1p22f : a < 4.0f ? 0x1p23f : 0x1p24f;  // steps of .5, 1, 2
+  return bits_to_float(float_to_bits(fminf(a + grid - grid, kE2m1Max)) | (float_to_bits(v) & 0x80000000u));
+}
 
 // RMSNorm, result as BF16 values; w as loaded by load_row.
 template <int Q>
@@ -95,11 +118,12 @@ __device__ void norm_row(float (&x)[Q][4], const float (&w)[Q][4], int n, float 
 #pragma unroll
   for (int k = 0; k < Q; ++k) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[k][i] = round_bf16(x[k][i] * r * w[k][i]);
+    for (int i = 0; i < 4; ++i) x[k][i] = x[k][i] * r * w[k][i];
+    round4(x[k]);
   }
 }
 
-// kv8 on the first n values (BF16 values in, BF16 values out), groups of 64: 16 lanes of a quad.
+// kv8 on the first n values, a multiple of 4 (BF16 values in, BF16 values out), groups of 64: 16 lanes of a quad.
 template <int Q>
 __device__ void kv8_row(float (&x)[Q][4], int n) {
   static_assert(kKv8Group == 64);
@@ -109,15 +133,17 @@ __device__ void kv8_row(float (&x)[Q][4], int n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float a = abs_bits(x[k][i]);
-      if (element_of(k) + i < n) amax = a > amax ? a : amax;
+      if (element_of(k) < n) amax = a > amax ? a : amax;
     }
     for (int o = 8; o; o /= 2) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, o));
     const uint8_t b = act8_scale_byte(amax);
     const float inverse = ue8m0_inverse(b), scale = ue8m0_to_float(b);
+    // Whole quads are inside or outside; what is BF16 stays as it is.
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (element_of(k) + i < n) x[k][i] = round_bf16(e4m3_to_float(float_to_e4m3(x[k][i] * inverse)) * scale);
+      if (element_of(k) < n) x[k][i] = round_e4m3(x[k][i] * inverse) * scale;
     }
+    round4(x[k]);
   }
 }
 
@@ -138,8 +164,9 @@ __device__ inline void idx4_row(float (&x)[1][4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float v = x[0][i];
-    if (v == v) x[0][i] = round_bf16(e2m1_to_float(float_to_e2m1(v * inverse)) * scale);
+    if (v == v) x[0][i] = round_e2m1(v * inverse) * scale;
   }
+  round4(x[0]);
 }
 
 // Sylvester order, times n^-1/2, results as BF16 values.
@@ -160,7 +187,8 @@ __device__ inline void hadamard(float (&x)[1][4], int n) {
   }
   const float scale = 1.0f / sqrtf(static_cast<float>(n));
 #pragma unroll
-  for (int i = 0; i < 4; ++i) v[i] = round_bf16(v[i] * scale);
+  for (int i = 0; i < 4; ++i) v[i] *= scale;
+  round4(v);
 }
 
 }  // namespace dsv4::cuda

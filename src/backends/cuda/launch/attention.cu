@@ -41,6 +41,9 @@ Status attention_out(OpContext& ctx, const AttentionArgs& a, const RopeView& rop
   DSV4_TRY(check_kv_format("attention", a.ring.format, KvFormat::kBf16));
   const int64_t T = a.batch.rows;
   if (T == 0) return {};
+  if (rope.r > 2 * kMaxPairs || rope.r % 4 != 0) {
+    return Status(Code::kUnsupported, cat("cuda: attention: RoPE dims ", rope.r, ": expected a multiple of 4 up to ", 2 * kMaxPairs));
+  }
   int64_t most = a.window;
   if (a.entries.data) most += a.selected ? a.topk : a.batch.max_pages * a.entries.per_page;
   AttentionParams p{.a = a, .rope = rope, .max_chunks = static_cast<int32_t>(ceil_div<int64_t>(most, kChunk)),
@@ -65,7 +68,10 @@ Status attention_out(OpContext& ctx, const AttentionArgs& a, const RopeView& rop
       default: return Status(Code::kUnsupported, cat("cuda: head dim ", a.d, ": expected 64, 128, 192, 256 or 512"));
     }
     if (p.max_chunks > 1 && !p.cluster) {
-      DSV4_TRY(enqueue(ctx, "combine_kernel", combine_kernel, dim3(static_cast<unsigned>(a.H), static_cast<unsigned>(n)), 128, 0, p));
+      const size_t bytes = static_cast<size_t>(p.max_chunks) * sizeof(float2);
+      DSV4_TRY(allow_shared(combine_kernel, static_cast<int>(bytes)));
+      DSV4_TRY(enqueue(ctx, "combine_kernel", combine_kernel, dim3(static_cast<unsigned>(a.H), static_cast<unsigned>(n)),
+                       kCombineThreads, bytes, p));
     }
   }
   return {};

@@ -209,14 +209,10 @@ __global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__
         uint32_t x[HC] = {};
         if (local < tokens && 2 * at < count) {
           const int64_t t = first + local, row = p.rows ? p.rows[t] : t;
-          uint32_t* streams = reinterpret_cast<uint32_t*>(p.streams) + row * HC * pairs + first_column / 2 + at;
+          const uint32_t* streams = reinterpret_cast<const uint32_t*>(p.streams) + row * HC * pairs + first_column / 2 + at;
 #pragma unroll
           for (int j = 0; j < HC; ++j) x[j] = streams[j * pairs];
-          if (p.out) {
-            post_pair<HC>(p, t, reinterpret_cast<const uint32_t*>(p.out)[t * pairs + first_column / 2 + at], x);
-#pragma unroll
-            for (int j = 0; j < HC; ++j) streams[j * pairs] = x[j];
-          }
+          if (p.out) post_pair<HC>(p, t, reinterpret_cast<const uint32_t*>(p.out)[t * pairs + first_column / 2 + at], x);
         }
 #pragma unroll
         for (int j = 0; j < HC; ++j) reinterpret_cast<uint32_t*>(xs)[(local * HC + j) * half + at] = x[j];
@@ -318,6 +314,14 @@ __global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__
       if (lane == 0) squares[local][at / 32] = square;
     }
     cluster.sync();  // whose end also says that all sums were read
+    // The new streams go to memory only now: a barrier of the cluster waits for what was stored before.
+    for (int i = threadIdx.x; p.out && i < N * half; i += kWarps * 32) {
+      const int local = i / half, at = i % half;
+      if (local >= tokens || 2 * at >= count) continue;
+      uint32_t* streams = reinterpret_cast<uint32_t*>(p.streams) + (first + local) * HC * pairs + first_column / 2 + at;
+#pragma unroll
+      for (int j = 0; j < HC; ++j) streams[j * pairs] = reinterpret_cast<const uint32_t*>(xs)[(local * HC + j) * half + at];
+    }
     if (!p.norm) continue;
     for (int i = threadIdx.x; i < N * half; i += kWarps * 32) {
       const int local = i / half, at = i % half, terms = half / 32;

@@ -15,7 +15,7 @@ namespace dsv4::cuda {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
-constexpr int kAhead = 8;  // rows of a column whose loads are in flight together
+constexpr int kAhead = 4;  // rows of a column whose loads are in flight together
 
 struct Params {
   Prepare p;
@@ -25,23 +25,25 @@ struct Params {
 // Rows of one sequence as the compressor sees them: the batch's own rows, older ones from the tail.
 struct RawRows {
   const CompressArgs& a;
-  int64_t first_row;
-  int first_position;
-  int64_t slot;
+  int64_t first_row, slot;
+  int first_position, window;  // position of the first row pooled
 
-  __device__ int64_t tail_at(int position) const {
-    return (slot * a.tail.rows + position % a.tail.rows) * a.tail.columns;
+  // Element `column` of row `window + i`; i below twice the ratio, which is no more than the tail holds.
+  __device__ int64_t at(int i, int oldest, int column) const {
+    const int columns = static_cast<int>(a.tail.columns), rows = static_cast<int>(a.tail.rows), p = window + i;
+    if (p >= first_position) return (first_row + p - first_position) * columns + column;
+    const int wrapped = oldest + i >= rows ? oldest + i - rows : oldest + i;
+    return (slot * rows + wrapped) * columns + column;
   }
-  __device__ int64_t row_at(int position) const { return (first_row + position - first_position) * a.tail.columns; }
-  __device__ float4 c(int position, int column) const {
-    const float* from = position >= first_position ? a.c + row_at(position) : a.tail.c + tail_at(position);
-    return *reinterpret_cast<const float4*>(from + column);
+  __device__ float4 c(int i, int oldest, int column) const {
+    return *reinterpret_cast<const float4*>((window + i >= first_position ? a.c : a.tail.c) + at(i, oldest, column));
   }
-  __device__ float4 s(int position, int column) const {
-    if (position < first_position) return *reinterpret_cast<const float4*>(a.tail.s + tail_at(position) + column);
-    const float4 v = *reinterpret_cast<const float4*>(a.s + row_at(position) + column);
-    const float4 w = *reinterpret_cast<const float4*>(a.ape + position % a.spec.ratio * a.tail.columns + column);
-    return {v.x + w.x, v.y + w.y, v.z + w.z, v.w + w.w};
+  __device__ float4 s(int i, int oldest, int column) const {
+    const bool own = window + i >= first_position;
+    const int m = static_cast<int>(a.spec.ratio);
+    const float4 v = *reinterpret_cast<const float4*>((own ? a.s : a.tail.s) + at(i, oldest, column));
+    const float4 w = *reinterpret_cast<const float4*>(a.ape + (i >= m ? i - m : i) * static_cast<int>(a.tail.columns) + column);
+    return own ? float4{v.x + w.x, v.y + w.y, v.z + w.z, v.w + w.w} : v;
   }
 };
 
@@ -58,58 +60,64 @@ __device__ float4 over(const float4& a, const float4& b, float (*f)(float, float
   return {f(a.x, b.x), f(a.y, b.y), f(a.z, b.z), f(a.w, b.w)};
 }
 
-// The end of an entry or key: norm, RoPE, quantiser, by one warp.
-template <int Q>
-__device__ void finish_entry(const CompressArgs& a, const float* entry, int begin, bf16* out) {
-  const int dim = static_cast<int>(a.spec.dim);
-  float x[Q][4], w[Q][4];
-  load_row(a.norm, dim, w);
-#pragma unroll
-  for (int k = 0; k < Q; ++k) {
-    const int i = element_of(k);
-    const float4 v = i < dim ? *reinterpret_cast<const float4*>(entry + i) : float4{0, 0, 0, 0};
-    x[k][0] = v.x;
-    x[k][1] = v.y;
-    x[k][2] = v.z;
-    x[k][3] = v.w;
-  }
-  const Rotation<Q> rotation(a.rope, dim, begin, false);
-  norm_row(x, w, dim, a.eps);
-  rotation.apply(x, dim, a.rope.r);
-  if constexpr (Q == 1) {
-    hadamard(x, dim);
-    idx4_row(x);
+// The end of a key/value row or entry: norm, RoPE, kv8, by one warp. The row lies in shared memory as
+// floats, or in `row`; it goes to `to` and, where given, `and_to`. One copy of the code for both uses.
+__device__ __noinline__ void finish_row(const float* shared, const bf16* row, const bf16* norm, int n, float eps,
+                                        const float2* turns, int r, bf16* to, bf16* and_to) {
+  float x[kQuads][4], w[kQuads][4];
+  load_row(norm, n, w);
+  if (row) {
+    load_row(row, n, x);
   } else {
-    kv8_row(x, dim - static_cast<int>(a.rope.r));
+#pragma unroll
+    for (int k = 0; k < kQuads; ++k) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) x[k][e] = element_of(k) < n ? shared[element_of(k) + e] : 0.0f;
+    }
   }
-  store_row(x, dim, out);
+  norm_row(x, w, n, eps);
+  rotate(x, n, r, turns);
+  kv8_row(x, n - r);
+  store_row(x, n, to);
+  if (and_to) store_row(x, n, and_to);
+}
+
+// An index vector: RoPE, Hadamard, idx4.
+__device__ void finish_index(float (&x)[1][4], int n, int64_t r, const float2* turns, bf16* to) {
+  rotate(x, n, r, turns);
+  hadamard(x, n);
+  idx4_row(x);
+  store_row(x, n, to);
 }
 
 // One row of the batch by one block; makes an entry where the row is the last of its window. Groups of
 // threads take neighbouring rows of the window, four columns each; the groups' sums are added in order.
-__device__ void compress_row(const CompressArgs& a, int64_t t, bool tail) {
+__device__ void compress_row(const CompressArgs& a, int64_t t, bool tail, float2* turns) {
   __shared__ float4 first[kThreads], second[kThreads];
   __shared__ float entry[kMaxRow];
   const int seq = a.batch.row_seq[t], position = a.batch.positions[t];
   const int m = static_cast<int>(a.spec.ratio), dim = static_cast<int>(a.spec.dim), quads = dim / 4;
   const int64_t first_row = a.batch.seq_begin[seq];
-  const RawRows rows{a, first_row, a.batch.positions[first_row], a.batch.seq_slot[seq]};
-  wait_for_previous();
-  if (tail) store_tail(a, t, seq, position);
-  if ((position + 1) % m != 0) return;
   const int index = position / m, begin = index * m;
   const int from = a.spec.overlap && index > 0 ? begin - m : begin, n = begin + m - from;
+  const RawRows rows{a, first_row, a.batch.seq_slot[seq], a.batch.positions[first_row], from};
+  const int oldest = from % static_cast<int>(a.tail.rows);
+  const bool last = (position + 1) % m == 0;
+  if (last && threadIdx.x < 32) make_turns(a.rope, begin, static_cast<int>(threadIdx.x), 32, turns);
+  wait_for_previous();
+  if (tail) store_tail(a, t, seq, position);
+  if (!last) return;
   const int groups = min(n, kThreads / quads), per = (n + groups - 1) / groups;
   const int group = threadIdx.x / quads, at = threadIdx.x % quads * 4;
-  const int p0 = from + group * per, p1 = group < groups ? min(p0 + per, begin + m) : p0;
-  const auto column = [&](int p) { return a.spec.overlap && p >= begin ? dim + at : at; };
+  const int p0 = group * per, p1 = group < groups ? min(p0 + per, n) : p0;  // rows from the first pooled
+  const auto column = [&](int p) { return a.spec.overlap && from + p >= begin ? dim + at : at; };
 
   float4 top = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
   for (int p = p0; p < p1; p += kAhead) {
     float4 s[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (p + i < p1) s[i] = rows.s(p + i, column(p + i));
+      if (p + i < p1) s[i] = rows.s(p + i, oldest, column(p + i));
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -131,8 +139,8 @@ __device__ void compress_row(const CompressArgs& a, int64_t t, bool tail) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       if (p + i >= p1) continue;
-      s[i] = rows.s(p + i, column(p + i));
-      c[i] = rows.c(p + i, column(p + i));
+      s[i] = rows.s(p + i, oldest, column(p + i));
+      c[i] = rows.c(p + i, oldest, column(p + i));
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -158,77 +166,80 @@ __device__ void compress_row(const CompressArgs& a, int64_t t, bool tail) {
   if (threadIdx.x >= 32) return;
   const int64_t page = a.batch.seq_pages[seq * a.batch.max_pages + index / a.out.per_page];
   bf16* out = reinterpret_cast<bf16*>(a.out.data + (page * a.out.per_page + index % a.out.per_page) * a.out.row_bytes);
-  if (a.index_key) finish_entry<1>(a, entry, begin, out);
-  else finish_entry<kQuads>(a, entry, begin, out);
+  if (!a.index_key) return finish_row(entry, nullptr, a.norm, dim, a.eps, turns, static_cast<int>(a.rope.r), out, nullptr);
+  float x[1][4], w[1][4];
+  load_row(a.norm, dim, w);
+#pragma unroll
+  for (int e = 0; e < 4; ++e) x[0][e] = element_of(0) < dim ? entry[element_of(0) + e] : 0.0f;
+  norm_row(x, w, dim, a.eps);
+  finish_index(x, dim, a.rope.r, turns, out);
 }
 
 // Head h < H of row t is a query; head H is the row's key/value.
-__device__ void head(const Prepare& p, int64_t i) {
+__device__ void head(const Prepare& p, int64_t i, float2* turns) {
   const QkvArgs& a = p.qkv;
   if (i >= a.T * (a.H + 1)) return wait_for_previous();
   const int64_t t = i / (a.H + 1), h = i % (a.H + 1);
   const int d = static_cast<int>(a.d), position = a.positions[t];
-  const Rotation<kQuads> rotation(a.rope, d, position, false);
-  float x[kQuads][4];
-  if (h < a.H) {
-    wait_for_previous();
-    bf16* row = a.q + (t * a.H + h) * d;
-    load_row(row, d, x);
-    // The published BF16 chain; the mean's sum in FP32.
-    float squares = 0.0f;
-#pragma unroll
-    for (int k = 0; k < kQuads; ++k) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) squares += round_bf16(x[k][e] * x[k][e]);
-    }
-    const float mean = round_bf16(warp_sum(squares) / static_cast<float>(d));
-    const float r = round_bf16(1.0f / sqrtf(round_bf16(mean + a.eps)));
-#pragma unroll
-    for (int k = 0; k < kQuads; ++k) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) x[k][e] = round_bf16(x[k][e] * r);
-    }
-    rotation.apply(x, d, a.rope.r);
-    store_row(x, d, row);
-    return;
-  }
-  float w[kQuads][4];
-  load_row(a.kv_norm, d, w);
+  make_turns(a.rope, position, static_cast<int>(threadIdx.x % 32), 32, turns);
+  __syncwarp();
   wait_for_previous();
-  bf16* row = a.kv + t * d;
+  if (h == a.H) {
+    bf16* row = a.kv + t * d;
+    const RingInsertArgs& insert = p.ring_insert;
+    bf16* in_ring = nullptr;
+    if (insert.ring.data) {
+      const int64_t slot = insert.batch.seq_slot[insert.batch.row_seq[t]];
+      in_ring = reinterpret_cast<bf16*>(insert.ring.data + (slot * insert.ring.rows + position % insert.ring.rows) * insert.ring.row_bytes);
+    }
+    return finish_row(nullptr, row, a.kv_norm, d, a.eps, turns, static_cast<int>(a.rope.r), row, in_ring);
+  }
+  float x[kQuads][4];
+  bf16* row = a.q + (t * a.H + h) * d;
   load_row(row, d, x);
-  norm_row(x, w, d, a.eps);
-  rotation.apply(x, d, a.rope.r);
-  kv8_row(x, d - static_cast<int>(a.rope.r));
+  // The published BF16 chain; the mean's sum in FP32.
+  float squares = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kQuads; ++k) {
+#pragma unroll
+    for (int e = 0; e < 4; e += 2) {
+      const float2 v = unpack2(pack2(x[k][e] * x[k][e], x[k][e + 1] * x[k][e + 1]));
+      squares += v.x;
+      squares += v.y;
+    }
+  }
+  const float mean = round_bf16(warp_sum(squares) / static_cast<float>(d));
+  const float r = round_bf16(1.0f / sqrtf(round_bf16(mean + a.eps)));
+#pragma unroll
+  for (int k = 0; k < kQuads; ++k) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) x[k][e] *= r;
+    round4(x[k]);
+  }
+  rotate(x, d, a.rope.r, turns);
   store_row(x, d, row);
-  const RingView& ring = p.ring_insert.ring;
-  if (!ring.data) return;
-  const int64_t slot = p.ring_insert.batch.seq_slot[p.ring_insert.batch.row_seq[t]];
-  store_row(x, d, reinterpret_cast<bf16*>(ring.data + (slot * ring.rows + position % ring.rows) * ring.row_bytes));
 }
 
-__device__ void index_head(const IndexSelectArgs& a, int64_t i) {
+__device__ void index_head(const IndexSelectArgs& a, int64_t i, float2* turns) {
   if (i >= a.batch.rows * a.heads) return wait_for_previous();
   const int e = static_cast<int>(a.e);
-  const Rotation<1> rotation(a.rope, e, a.batch.positions[i / a.heads], false);
+  make_turns(a.rope, a.batch.positions[i / a.heads], static_cast<int>(threadIdx.x % 32), 32, turns);
+  __syncwarp();
   wait_for_previous();
   float x[1][4];
   load_row(a.q + i * e, e, x);
-  rotation.apply(x, e, a.rope.r);
-  hadamard(x, e);
-  idx4_row(x);
-  store_row(x, e, a.q + i * e);
+  finish_index(x, e, a.rope.r, turns, a.q + i * e);
 }
 
 __global__ void __launch_bounds__(kThreads) prepare_kernel(const __grid_constant__ Params q) {
+  __shared__ float2 turns[kWarps][kMaxPairs];
   int block = blockIdx.x;
-  for (int i = 0; i < 2; ++i) {
-    if (block < q.compress_blocks[i]) return compress_row(q.p.compress[i], block, q.p.tails);
-    block -= q.compress_blocks[i];
-  }
-  const int warp = threadIdx.x / 32;
-  if (block < q.head_blocks) return head(q.p, static_cast<int64_t>(block) * kWarps + warp);
-  index_head(q.p.index, static_cast<int64_t>(block - q.head_blocks) * kWarps + warp);
+  const int warp = threadIdx.x / 32, which = block < q.compress_blocks[0] ? 0 : 1;
+  if (which == 1) block -= q.compress_blocks[0];
+  if (block < q.compress_blocks[which]) return compress_row(q.p.compress[which], block, q.p.tails, turns[0]);
+  block -= q.compress_blocks[1];
+  if (block < q.head_blocks) return head(q.p, static_cast<int64_t>(block) * kWarps + warp, turns[warp]);
+  index_head(q.p.index, static_cast<int64_t>(block - q.head_blocks) * kWarps + warp, turns[warp]);
 }
 
 // The last tail.rows rows of every sequence, after all entries were made.
@@ -253,12 +264,12 @@ __global__ void ring_insert_kernel(const RingInsertArgs a) {
 }
 
 Status check_row(std::string_view op, std::string_view what, int64_t n, int64_t r) {
-  if (n % 4 == 0 && n <= kMaxRow && r % 2 == 0 && r <= n) return {};
+  if (n % 4 == 0 && n <= kMaxRow && r % 4 == 0 && r <= std::min<int64_t>(n, 2 * kMaxPairs)) return {};
   return Status(Code::kUnsupported, cat("cuda: ", op, ": ", what, " ", n, ", RoPE dims ", r, ": expected a multiple of 4 up to ",
-                                        kMaxRow, " and an even number within"));
+                                        kMaxRow, " and one up to ", 2 * kMaxPairs));
 }
-Status check_index(std::string_view op, int64_t e) {
-  if (e == 64 || e == 128) return {};
+Status check_index(std::string_view op, int64_t e, int64_t r) {
+  if (e == 64 || e == 128) return check_row(op, "index head dim", e, r);
   return Status(Code::kUnsupported, cat("cuda: ", op, ": index head dim ", e, ": expected 64 or 128"));
 }
 
@@ -272,7 +283,7 @@ Status prepare(OpContext& ctx, const Prepare& p) {
     const CompressArgs& c = p.compress[i];
     if (!c.c) continue;
     DSV4_TRY(check_kv_format("compress", c.out.format, KvFormat::kBf16));
-    DSV4_TRY(c.index_key ? check_index("compress", c.spec.dim) : check_row("compress", "dim", c.spec.dim, c.rope.r));
+    DSV4_TRY(c.index_key ? check_index("compress", c.spec.dim, c.rope.r) : check_row("compress", "dim", c.spec.dim, c.rope.r));
     q.compress_blocks[i] = static_cast<int32_t>(c.batch.rows);
     grid += c.batch.rows;
   }
@@ -283,7 +294,7 @@ Status prepare(OpContext& ctx, const Prepare& p) {
   }
   if (p.ring_insert.ring.data) DSV4_TRY(check_kv_format("ring_insert", p.ring_insert.ring.format, KvFormat::kBf16));
   if (p.index.q) {
-    DSV4_TRY(check_index("index_select", p.index.e));
+    DSV4_TRY(check_index("index_select", p.index.e, p.index.rope.r));
     grid += ceil_div<int64_t>(p.index.batch.rows * p.index.heads, kWarps);
   }
   if (grid == 0) return {};
