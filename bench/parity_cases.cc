@@ -42,7 +42,7 @@ void add_residual(Set& set) {
     }
   }
   for (const HcShape& h : {HcShape{.T = 70}, HcShape{.T = 3, .hc = 2, .D = 772}, HcShape{.T = 2, .D = 4096},
-                           HcShape{.T = 1, .D = 7168}}) {
+                           HcShape{.T = 1, .D = 7168}, HcShape{.T = 9, .D = 7168}}) {
     set.add("hc_post_pre_norm", cat("T=", h.T, " hc=", h.hc, " D=", h.D),
             [=](uint64_t s) { return hc_post_pre_norm_case(h, s); });
   }

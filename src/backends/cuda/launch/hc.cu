@@ -21,7 +21,7 @@ constexpr int kPart = 256;      // columns of D
 constexpr int kWarps = 16;      // that work on columns
 constexpr int kThreads = kWarps * 32 + 32;  // and one for Sinkhorn, whose result only the site's end needs
 constexpr int kMixRow = 32;     // floats of a row of sums: mix rows of fn, then the squares
-constexpr int kTokens = 4;      // that a cluster takes at once where there are many
+constexpr int kTokens = 8;      // that a cluster takes at once where there are many, half of it for wide blocks
 constexpr int kFewTokens = 8;   // up to here one at a time, a cluster each
 constexpr int kClusters = 8;    // that the chip holds at one time
 
@@ -54,23 +54,24 @@ __device__ float4 unpack4(uint2 w) {
   return {a.x, a.y, b.x, b.y};
 }
 
-// Sums over the warp of N values; lane 0 of each group of 32 / N lanes has one: value_of(lane).
+// Sums over the warp of N values, a power of two, each in the order of warp_sum: lane l has that of value
+// l * N / 32.
 template <int N>
-__device__ float warp_sums(const float (&v)[N]) {
-  if constexpr (N == 1) {
-    return warp_sum(v[0]);
-  } else {
-    static_assert(N == 4);
-    const int lane = threadIdx.x % 32;
-    const bool upper = lane & 16, odd = lane & 8;
-    float a = upper ? v[2] : v[0], b = upper ? v[3] : v[1];
-    a += __shfl_xor_sync(~0u, upper ? v[0] : v[2], 16);
-    b += __shfl_xor_sync(~0u, upper ? v[1] : v[3], 16);
-    float s = odd ? b : a;
-    s += __shfl_xor_sync(~0u, odd ? a : b, 8);
-    for (int i = 4; i; i /= 2) s += __shfl_xor_sync(~0u, s, i);
-    return s;
+__device__ float warp_sums(float (&v)[N]) {
+  const int lane = threadIdx.x % 32;
+  int o = 16;
+#pragma unroll
+  for (int n = N / 2; n; n /= 2, o /= 2) {
+    const bool upper = lane & o;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const float other = __shfl_xor_sync(~0u, upper ? v[i] : v[i + n], o);
+      v[i] = (upper ? v[i + n] : v[i]) + other;
+    }
   }
+  float sum = v[0];
+  for (; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
+  return sum;
 }
 
 // post and comb of one token by one warp; every lane holds the whole matrix.
@@ -356,11 +357,13 @@ Status run_streams(OpContext& ctx, Hc p) {
   const int parts = ceil_div(p.D, kPart);
   p.parts = ceil_div(parts, static_cast<int>(kMaxCluster));
   const unsigned blocks = static_cast<unsigned>(ceil_div(parts, p.parts));
-  return p.T <= kFewTokens ? launch<HC, 1>(ctx, p, blocks) : launch<HC, kTokens>(ctx, p, blocks);
+  if (p.T <= kFewTokens) return launch<HC, 1>(ctx, p, blocks);
+  return p.parts == 1 ? launch<HC, kTokens>(ctx, p, blocks) : launch<HC, kTokens / 2>(ctx, p, blocks);
 }
 
 Status run(OpContext& ctx, const Hc& p, int64_t hc) {
-  static_assert(shared_bytes<4, kTokens>(24, 2) <= kMaxSharedBytes - 10 * 1024);
+  static_assert(shared_bytes<4, kTokens / 2>(24, 2) <= kMaxSharedBytes - 10 * 1024);
+  static_assert(shared_bytes<4, kTokens>(24, 1) <= kMaxSharedBytes - 20 * 1024);
   constexpr int kMostColumns = 2 * static_cast<int>(kMaxCluster) * kPart;
   if (p.T == 0) return {};
   if (p.D % 4 != 0 || p.D > kMostColumns) {
