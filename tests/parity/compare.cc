@@ -36,6 +36,7 @@ struct Places {
   int64_t elements = 0, different = 0;
   double worst = 0.0;  // difference over bound
   int64_t at = -1;
+  double dot = 0.0, ref2 = 0.0, found2 = 0.0;  // of all finite rows
 };
 
 // One row under one rule.
@@ -89,6 +90,11 @@ std::string compare_row(const Rule& rule, const OpCase& c, const HostArray& ref,
       places.at = i;
     }
   }
+  if (finite) {
+    places.dot += dot;
+    places.ref2 += ref2;
+    places.found2 += found2;
+  }
   if (rule.cosine > 0.0 && finite && ref2 > 0.0) {
     const double cosine = dot / std::sqrt(ref2 * found2);
     if (!(cosine >= rule.cosine)) {
@@ -123,6 +129,11 @@ std::string compare_array(const Rule& rule, const OpCase& c, const HostArray& re
     return cat(rule.op, ".", ref.name, " [row ", places.at / width, ", ", places.at % width,
                "]: reference ", value(ref, places.at), ", found ", value(found, places.at), ": ",
                places.worst, " times the tolerance (", rule.reason, ")");
+  }
+  const double cosine = places.dot / std::sqrt(places.ref2 * places.found2);
+  if (rule.whole_cosine > 0.0 && places.ref2 > 0.0 && !(cosine >= rule.whole_cosine)) {
+    return cat(rule.op, ".", ref.name, ": cosine ", cosine, " over all rows, expected at least ",
+               rule.whole_cosine, " (", rule.reason, ")");
   }
   if (ref.dtype != DType::kBF16) return "";  // FP32 results differ in their last bits as a rule
   const double allowed = std::max(3.0, rule.flips * static_cast<double>(places.elements));

@@ -42,6 +42,7 @@ struct Rule {
   double scaled = 0.0;  // for kMagnitude: per term of the sum, see sum_error()
   double flips = 1.0;
   double cosine = 0.0;  // of each row, where > 0
+  double whole_cosine = 0.0;  // of all rows together, where > 0
   std::string_view reason;
   Sums sums = Sums::kFp32;
 };

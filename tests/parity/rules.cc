@@ -206,12 +206,13 @@ const Rule kRules[] = {
      .output = "y",
      .ulps = 1,
      .scale = Scale::kRowMax,
-     .scaled = 0x1p-7,
+     .scaled = 0x1p-4,
      .flips = 0.3,
      .cosine = 0.9995,
+     .whole_cosine = 0.9999,
      .reason = "as above, and sums of 32 products err by 2^-13 of the largest: against BF16 steps of "
-               "2^-9 that moves h, hence codes of w2's input, two to three times as often; with I = "
-               "128 one code is 2^-4 of one term in 128",
+               "2^-9 that moves h, hence codes of w2's input, two to three times as often; h has a few "
+               "large values, and one code of the largest is 2^-4 of the largest term",
      .sums = Sums::kFp8TensorCores},
 };
 

@@ -1,234 +1,184 @@
-// The product of multiply.cuh for many tokens, bit for bit: a warp holds 2 tiles x 64 tokens, so that an operand
-// from shared memory meets two tiles and one from a weight eight groups of tokens. Blocks of the input come
-// through a ring of stages in shared memory; weights go from L2 to registers as ever.
+// The product of multiply.cuh for many tokens, bit for bit, on warpgroups: 64 rows of a weight from the registers of
+// four warps, 32 to 128 tokens from shared memory, one chain of products over a share of K.
 #pragma once
 
 #include "backends/cuda/device/multiply.cuh"
+#include "backends/cuda/device/wgmma.cuh"
 
 namespace dsv4::cuda {
 
-inline constexpr int kManyTokens = 64, kManyGroups = kManyTokens / 8;
-inline constexpr int kManyTiles = 2;     // of a warp
 inline constexpr int kManyWarps = 8, kManyThreads = kManyWarps * 32;
-inline constexpr int kManySums = kManyTiles * kManyGroups * 4;  // of a lane
+inline constexpr int kManyRows = kManyWarps * kTileRows;  // of a block of threads: two warpgroups
 
-// Bytes of one token's share of a block, and of a stage of one block: rows, then scales.
-template <Product P>
-inline constexpr int kStageRow = takes_act8(P) ? kBlockK : kBlockK * 2;
-template <Product P>
-inline constexpr int kStageBytes = kManyTokens * (kStageRow<P> + (takes_act8(P) ? 4 : 0));
+// One block of K of N tokens: two halves of rows of 128 bytes, each as token_piece() has them. Within a group of 32
+// along K elements lie in the order in which the lanes of a weight's packed block have them.
+template <int N>
+inline constexpr int kInputBytes = 2 * N * kBlockK;
 
-// Place of 16-byte piece `i` of a row: rows whose loads coincide meet different banks.
-template <Product P>
-__device__ constexpr int piece_at(int row, int i) {
-  return P == Product::kFp8Bf16 ? i ^ (row & 3) << 1 : i ^ (row & 1) << 2;
-}
+// What a thread moves of a block of input: groups of 32 elements, through registers.
+template <int N>
+struct InputPieces {
+  static constexpr int kCount = N * 4 > kManyThreads ? N * 4 / kManyThreads : 1;
+  const char* from[kCount];  // the thread's group of block 0, or nullptr: absent
+  uint4 v[kCount][4];
 
-// What one thread copies of every block: pieces of a few tokens, and the scale of one.
-template <Product P>
-struct Pieces {
-  static constexpr int kPerRow = kStageRow<P> / 16;
-  static constexpr int kCount = kManyTokens * kPerRow / kManyThreads;
-  const char* from[kCount];  // nullptr: absent
-  const float* scale;
+  // Two neighbouring groups of a row, then the next row: 8 threads write 8 different places of 16 bytes.
+  __device__ static int token_of(int i) { return (threadIdx.x + i * kManyThreads) / 2 % N; }
+  __device__ static int group_of(int i) { return (threadIdx.x + i * kManyThreads) / (2 * N) * 2 + threadIdx.x % 2; }
 
-  // row_of(n): the input row of token n, or -1; rows `stride` bytes apart, `blocks` scales each.
-  template <class RowOf>
-  __device__ Pieces(const void* x, int64_t stride, const float* scales, int blocks, const RowOf& row_of) {
+  // Rows of x `stride` bytes apart.
+  __device__ InputPieces(const void* x, int64_t stride, int tokens) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int64_t row = row_of((threadIdx.x + i * kManyThreads) / kPerRow);
-      from[i] = row < 0 ? nullptr : static_cast<const char*>(x) + row * stride + threadIdx.x % kPerRow * 16;
-    }
-    scale = nullptr;
-    if (takes_act8(P) && threadIdx.x < kManyTokens) {
-      const int64_t row = row_of(threadIdx.x);
-      if (row >= 0) scale = scales + row * blocks;
+      const bool present = token_of(i) < tokens && group_of(i) < 4;
+      from[i] = present ? static_cast<const char*>(x) + token_of(i) * stride + group_of(i) * 64 : nullptr;
     }
   }
-
-  // Block `block` into a stage; another block than the input has: zeros.
-  __device__ void copy(char* stage, int block, bool inside) const {
+  __device__ void load(int block) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int at = threadIdx.x + i * kManyThreads, row = at / kPerRow;
-      copy_async_16_or_zero(stage + row * kStageRow<P> + piece_at<P>(row, at % kPerRow) * 16,
-                            from[i] + block * kStageRow<P>, from[i] && inside);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        v[i][c] = from[i] ? *reinterpret_cast<const uint4*>(from[i] + block * (kBlockK * 2) + c * 16) : uint4{0, 0, 0, 0};
+      }
     }
-    if (takes_act8(P) && threadIdx.x < kManyTokens) {
-      copy_async_4_or_zero(stage + kManyTokens * kStageRow<P> + threadIdx.x * 4, scale + block, scale && inside);
+  }
+  // For weights of product P.
+  template <Product P>
+  __device__ void store(char* at) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int n = token_of(i), j = group_of(i);
+      if (N * 4 < kManyThreads && j >= 4) continue;
+      char* half = at + j / 2 * (N * kBlockK);
+      const auto put = [&](int c, uint32_t a, uint32_t b, uint32_t d, uint32_t e) {
+        *reinterpret_cast<uint4*>(half + token_piece(n, j % 2 * 4 + c)) = {a, b, d, e};
+      };
+      const uint4(&x)[4] = v[i];
+      if constexpr (P == Product::kBf16) {
+        put(0, x[0].x, x[1].x, x[2].x, x[3].x);
+        put(1, x[0].y, x[1].y, x[2].y, x[3].y);
+        put(2, x[0].z, x[1].z, x[2].z, x[3].z);
+        put(3, x[0].w, x[1].w, x[2].w, x[3].w);
+      } else {
+        put(0, x[0].x, x[0].z, x[1].x, x[1].z);
+        put(1, x[0].y, x[0].w, x[1].y, x[1].w);
+        put(2, x[2].x, x[2].z, x[3].x, x[3].z);
+        put(3, x[2].y, x[2].w, x[3].y, x[3].w);
+      }
     }
   }
 };
 
-using ManySums = float[kManyTiles][kManyGroups][4];
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-// total += one block of two tiles times the 64 tokens of a stage.
-template <Product P>
-__device__ inline void multiply_stage(const Block<P> (&b)[kManyTiles], const char* stage, ManySums& total) {
-  static_assert(!is_fp4(P), "FP4 matrices are experts, which have tiles of their own");
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  ManySums part = {};
-  if constexpr (takes_act8(P)) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t a[2][kManyTiles][4];
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-#pragma unroll
-        for (int m = 0; m < kManyTiles; ++m) {
-          operand<P>(b[m], 2 * half + j, a[j][m]);
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < kManyGroups; ++n) {
-        const int row = n * 8 + g;
-        const uint4 v = *reinterpret_cast<const uint4*>(stage + row * kStageRow<P> + piece_at<P>(g, half * 4 + t) * 16);
-        const uint32_t x[2][2] = {{v.x, v.y}, {v.z, v.w}};
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-#pragma unroll
-          for (int m = 0; m < kManyTiles; ++m) {
-            mma_e4m3(part[m][n], a[j][m], x[j]);
-          }
-        }
-      }
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      uint32_t a[2][kManyTiles][4];
-#pragma unroll
-      for (int m = 0; m < kManyTiles; ++m) {
-        operand<P>(b[m], j, 0, a[0][m]);
-        operand<P>(b[m], j, 1, a[1][m]);
-      }
-#pragma unroll
-      for (int n = 0; n < kManyGroups; ++n) {
-        const char* row = stage + (n * 8 + g) * kStageRow<P>;
-        uint4 v;
-        if constexpr (P == Product::kFp8Bf16) {
-          const uint2 low = *reinterpret_cast<const uint2*>(row + piece_at<P>(g, j * 4 + t / 2) * 16 + t % 2 * 8);
-          const uint2 high = *reinterpret_cast<const uint2*>(row + piece_at<P>(g, j * 4 + 2 + t / 2) * 16 + t % 2 * 8);
-          v = {low.x, low.y, high.x, high.y};
-        } else {
-          v = *reinterpret_cast<const uint4*>(row + piece_at<P>(g, j * 4 + t) * 16);
-        }
-        const uint32_t x0[2] = {v.x, v.y}, x1[2] = {v.z, v.w};
-#pragma unroll
-        for (int m = 0; m < kManyTiles; ++m) {
-          mma_bf16(part[m][n], a[0][m], x0);
-          mma_bf16(part[m][n], a[1][m], x1);
-        }
-      }
-    }
-  }
-  float scale[kManyGroups][2];
-#pragma unroll
-  for (int n = 0; n < kManyGroups; ++n) {
-    scale[n][0] = scale[n][1] = 1.0f;
-    if constexpr (takes_act8(P)) {
-      const float* scales = reinterpret_cast<const float*>(stage + kManyTokens * kStageRow<P>);
-      const float2 s = *reinterpret_cast<const float2*>(scales + n * 8 + 2 * t);
-      scale[n][0] = s.x;
-      scale[n][1] = s.y;
-    }
-  }
-  add_block<P>(b, scale, part, total);
+// d += A B of BF16 for 64 rows, 16 of K and 32, 64 or 128 tokens: element 4 n + i is row g + i / 2 * 8 of this warp's
+// 16, token 8 n + 2 t + i % 2.
+__device__ inline void wgmma_bf16(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, 1, 1, 1, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ inline void wgmma_bf16(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, 1, 1, 1, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ inline void wgmma_bf16(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, 1, 1, 1, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// total = the products of two tiles with 64 tokens, shares of K summed in order. `wk` warps (1, or all
-// `split` shares) work side by side on shares of the same tiles; the ring has `stages` stages of wk blocks.
-// `spare`: kManySums * kManyThreads floats where split > 1 (may overlap the ring if wk > 1). With wk > 1 each of
-// the wk warps ends up with the sums [k, k + 1) * kManySums / wk of the lane's list, the rest of `total` is void.
-template <Product P>
-__device__ inline void multiply_many(const Tile (&tiles)[kManyTiles], const bool (&inside)[kManyTiles], int blocks, int split,
-                                     int wk, int stages, const Pieces<P>& input, char* ring, float* spare, ManySums& total) {
-  const int warp = threadIdx.x / 32, k = warp % wk;
-  const int rounds = (blocks + wk - 1) / wk;  // of the ring
-  // In order of shares where one warp has them all.
-  const int shares = wk == 1 ? split : 1;
-  const auto block_of = [&](int share, int i) { return wk == 1 ? share + i * split : i * wk + k; };
-  const auto advance = [&](int& share, int& i) {
-    ++i;
-    if (wk == 1 && share + i * split >= blocks) {
-      ++share;
-      i = 0;
-    }
-  };
-  const int stage_bytes = wk * kStageBytes<P>;
-  int copied = 0, copy_share = 0, copy_i = 0;
-  const auto copy_next = [&] {
-    if (copied < rounds) {
-      char* stage = ring + copied % stages * stage_bytes;
-      if (wk == 1) {
-        input.copy(stage, copy_share + copy_i * split, true);
-      } else {
-        for (int w = 0; w < wk; ++w) input.copy(stage + w * kStageBytes<P>, copy_i * wk + w, copy_i * wk + w < blocks);
-      }
-      advance(copy_share, copy_i);
-    }
-    copy_async_commit();
-    ++copied;
-  };
-  for (int s = 0; s + 1 < stages; ++s) copy_next();
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
-  Block<P> next[kManyTiles] = {};
-  const auto load = [&](int block) {
+// total += one block of this warp's tile times N tokens at `input` in shared memory. All warps of a warpgroup come
+// together; `meanwhile` runs while the products do.
+template <Product P, int N, class Meanwhile>
+__device__ inline void multiply_block(Block<P>& b, const char* input, float (&total)[N / 2], const Meanwhile& meanwhile) {
+  constexpr int kSteps = kBlockK / 16;
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(input));
+  uint32_t a[kSteps][4];
+  wgmma_written(total);
 #pragma unroll
-    for (int m = 0; m < kManyTiles; ++m) {
-      if (inside[m] && block < blocks) load_block<P>(tiles[m], block, next[m]);
-    }
-  };
-  int share = 0, i = 0;
-  load(block_of(share, i));
-  for (int round = 0; round < rounds; ++round) {
-    if (stages == 4) copy_async_wait<2>();
-    else if (stages == 3) copy_async_wait<1>();
-    else copy_async_wait<0>();
-    __syncthreads();
-    copy_next();
-    Block<P> b[kManyTiles];
+  for (int q = 0; q < kSteps; ++q) {
+    bf16_operand<P>(b, q, a[q]);
+    wgmma_arrive();
+    wgmma_bf16(total, a[q], token_descriptor(at + q / 4 * (N * kBlockK) + q % 4 * 32));
+  }
+  wgmma_commit();
+  meanwhile();
+  wgmma_wait<0>();
+  wgmma_written(total);
+#else
+  // Other architectures: warp by warp.
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
-    for (int m = 0; m < kManyTiles; ++m) b[m] = next[m];
-    const int block = block_of(share, i), before = share;
-    advance(share, i);
-    if (round + 1 < rounds) load(block_of(share, i));
-    if (block < blocks) multiply_stage<P>(b, ring + round % stages * stage_bytes + k * kStageBytes<P>, total);
-    if (wk == 1 && share != before && share < shares) {
-      // The end of a share that is not the last.
-      float* mine = spare + threadIdx.x;
+  for (int q = 0; q < kSteps; ++q) {
+    uint32_t a[4];
+    bf16_operand<P>(b, q, a);
+    const char* half = input + q / 4 * (N * kBlockK) + t * 4;
 #pragma unroll
-      for (int e = 0; e < kManySums; ++e) {
-        float& v = total[e / (kManyGroups * 4)][e / 4 % kManyGroups][e % 4];
-        mine[e * kManyThreads] = before ? mine[e * kManyThreads] + v : v;
-        v = 0.0f;
-      }
+    for (int n = 0; n < N / 8; ++n) {
+      uint32_t x[2];
+      for (int s = 0; s < 2; ++s) x[s] = *reinterpret_cast<const uint32_t*>(half + n * kTokenTileBytes + token_piece(g, q % 4 * 2 + s));
+      float(&sum)[4] = *reinterpret_cast<float(*)[4]>(&total[4 * n]);
+      mma_bf16(sum, a, x);
     }
   }
-  copy_async_wait<0>();
-  if (split == 1) return;
-  float* mine = spare + threadIdx.x;
-  if (wk == 1) {
-#pragma unroll
-    for (int e = 0; e < kManySums; ++e) {
-      float& v = total[e / (kManyGroups * 4)][e / 4 % kManyGroups][e % 4];
-      v = mine[e * kManyThreads] + v;
-    }
-    return;
+  meanwhile();
+#endif
+}
+
+// total = this warp's tile times N tokens over blocks first, first + step, ... of K, the first of them in `b` already.
+// `ring`: two blocks of input, aligned to 1 KiB.
+template <Product P, int N>
+__device__ inline void multiply_many(const Tile& tile, bool inside, int blocks, int first, int step, Block<P>& b,
+                                     InputPieces<N>& input, char* ring, float (&total)[N / 2]) {
+  if (first < blocks) {
+    input.load(first);
+    input.template store<P>(ring);
   }
-  __syncthreads();  // the ring may lie there
-#pragma unroll
-  for (int e = 0; e < kManySums; ++e) mine[e * kManyThreads] = total[e / (kManyGroups * 4)][e / 4 % kManyGroups][e % 4];
+  fence_for_wgmma();
   __syncthreads();
-  const float* first = spare + (threadIdx.x - k * 32);
-  const int per_warp = kManySums / wk;
-#pragma unroll
-  for (int e = 0; e < kManySums; ++e) {
-    if (e / per_warp != k) continue;
-    float sum = first[e * kManyThreads];
-    for (int w = 1; w < wk; ++w) sum += first[e * kManyThreads + w * 32];
-    total[e / (kManyGroups * 4)][e / 4 % kManyGroups][e % 4] = sum;
+  int stage = 0;
+  for (int block = first; block < blocks; block += step) {
+    const int next = block + step;
+    if (next < blocks) input.load(next);
+    Block<P> ahead = b;
+    if (inside && next < blocks && P != Product::kFp8) load_block<P>(tile, next, ahead);
+    multiply_block<P, N>(b, ring + stage * kInputBytes<N>, total, [&] {
+      if (next >= blocks) return;
+      // Codes of E4M3 have become operands: their registers are free.
+      if (inside && P == Product::kFp8) load_block<P>(tile, next, ahead);
+      input.template store<P>(ring + (stage ^ 1) * kInputBytes<N>);
+      fence_for_wgmma();
+    });
+    b = ahead;
+    __syncthreads();
+    stage ^= 1;
   }
 }
 

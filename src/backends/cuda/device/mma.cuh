@@ -80,30 +80,34 @@ __device__ inline void prefetch_l2(const void* p, uint32_t bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
 }
 
+// The next kernel's blocks may come, when all of this one have said so.
+__device__ inline void let_next_come() { asm volatile("griddepcontrol.launch_dependents;"); }
+// All before this kernel is done and visible.
+__device__ inline void previous_done() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 // First in every kernel: the next kernel's blocks may come, and this one goes on when all before it is
 // done and visible. Only what no kernel writes (weights) may be touched before.
 __device__ inline void wait_for_previous() {
-  asm volatile("griddepcontrol.launch_dependents;");
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  let_next_come();
+  previous_done();
 }
 
 // The same where the next kernel may read, before its own wait, what kernels before this one wrote.
 __device__ inline void wait_for_previous_first() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;");
+  previous_done();
+  let_next_come();
 }
 
-// Four E4M3 codes (k0, k2, k1, k3) as two pairs of BF16, exact: exponent and mantissa in place are value *
-// 2^-120, then one product.
 __device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   uint32_t d;
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
 }
-__device__ inline void e4m3_to_bf16(uint32_t w, uint32_t& k01, uint32_t& k23) {
-  constexpr uint32_t kTwoTo120 = 0x7b807b80u;
-  k01 = mul_bf16x2(((w << 8) & 0x80008000u) | ((w << 4) & 0x07f007f0u), kTwoTo120);
-  k23 = mul_bf16x2((w & 0x80008000u) | ((w >> 4) & 0x07f007f0u), kTwoTo120);
+// Four E4M3 codes (k0, k2, k1, k3) as two pairs of BF16, exact: exponent and mantissa in place are value * 2^-120,
+// then one product with a factor of 2^120 and more or less.
+__device__ inline void e4m3_to_bf16(uint32_t w, uint32_t factor, uint32_t& k01, uint32_t& k23) {
+  k01 = mul_bf16x2(((w << 8) & 0x80008000u) | ((w << 4) & 0x07f007f0u), factor);
+  k23 = mul_bf16x2((w & 0x80008000u) | ((w >> 4) & 0x07f007f0u), factor);
 }
 
 }  // namespace dsv4::cuda

@@ -1,6 +1,8 @@
 // act8 on the device, in the order in which the B operand wants it.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include "backends/cuda/packed.h"
 #include "formats/quantise.h"
 
@@ -38,6 +40,25 @@ __device__ inline float quantise_four(const float (&v)[4], uint32_t& codes) {
   for (int i = 0; i < 4; ++i) code[i] = v[i] * inverse;
   codes = to_e4m3x4(code);
   return ue8m0_to_float(b);
+}
+
+// Two E4M3 codes as floats, the low one first.
+__device__ inline float2 from_e4m3x2(uint32_t codes) {
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(codes)));
+  return __half22float2(*reinterpret_cast<const __half2*>(&halves));
+}
+
+// act8(x) of one group of 128 by one warp as BF16, which holds code times scale exactly: lane l gives elements
+// 4 l .. 4 l + 3 and gets them back.
+__device__ inline uint2 act8_four(const float (&v)[4]) {
+  uint32_t codes;
+  const float scale = quantise_four(v, codes);
+  const float2 even = from_e4m3x2(codes), odd = from_e4m3x2(codes >> 16);
+  const auto pair = [&](float low, float high) {
+    return float_to_bits(low * scale) >> 16 | (float_to_bits(high * scale) & 0xffff0000u);
+  };
+  return {pair(even.x, odd.x), pair(even.y, odd.y)};
 }
 
 // The same into a row's codes; `out`: the group's first. kInOrder: fours of codes in order of K, for

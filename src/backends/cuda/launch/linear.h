@@ -8,13 +8,6 @@
 
 namespace dsv4::cuda {
 
-// x [rows, cols] BF16 -> codes as E4M3 [rows, padded cols] in operand order, scales [rows, blocks].
-struct Quantised {
-  uint8_t* codes = nullptr;
-  float* scales = nullptr;
-};
-Result<Quantised> quantise(OpContext& ctx, Workspace::Scope& scratch, const bf16* x, int64_t rows, int64_t cols);
-
 // Warps of one block that share a tile's K: a function of the weight's shape alone.
 int split_k(int64_t tiles, int64_t blocks);
 
@@ -22,10 +15,10 @@ int split_k(int64_t tiles, int64_t blocks);
 struct LinearJob {
   Matrix w;
   void* y;
-  int32_t first_block;  // of the grid
-  int32_t split;
-  int32_t side_by_side;  // for many tokens: warps that take shares of one tile's K
+  int32_t first_block;  // of the grid; of many tokens: cluster
+  int32_t split;        // shares of K
   Product product;
+  bool act8;  // whether the input is rounded by act8 first
   bool y_f32;
 };
 
@@ -38,12 +31,11 @@ struct LinearParams {
   const bf16* norm;        // [K] of an RMSNorm of x, or nullptr
   float norm_eps;
   int32_t rows_per_group;  // 0: one group
-  const uint8_t* codes;    // quantised by a kernel of its own, or nullptr: staged
-  const float* scales;
+  const bf16* act8;        // act8(x) [T, K padded to blocks] by a kernel of its own, or nullptr: each block makes it
 };
 
-// The jobs of one kind of product where there are many tokens, bit for bit what the path of few has. Takes the jobs
-// that it does well out of `p`; FP4, which models have in experts only, stays.
+// The jobs of `p` where there are many tokens, bit for bit what the kernel of few has, which leaves p.n = 0; nothing for
+// groups of rows that are no multiple of 128.
 Status linear_many(OpContext& ctx, LinearParams& p);
 
 }  // namespace dsv4::cuda

@@ -1,95 +1,105 @@
-// Linear maps of many tokens: blocks of up to 256 rows x 64 tokens.
+// Linear maps of many tokens: blocks of 128 rows x 32, 64 or 128 tokens x a share of K. The shares of the same rows
+// are a cluster, which adds them up.
+#include <cooperative_groups.h>
+
 #include <algorithm>
 
 #include "backends/cuda/core.h"
 #include "backends/cuda/device/many.cuh"
-#include "backends/cuda/device/quantise.cuh"
 #include "backends/cuda/launch/linear.h"
 
 namespace dsv4::cuda {
 namespace {
 
-constexpr int kEnoughBlocks = 100;  // of 132 processors, one block each
-constexpr int kOutRow = 2 * kTileRows + 1;  // floats of one token and pair of tiles on their way out
-constexpr int kOutTokens = kManyThreads;    // tokens times pairs of tiles at one time
-constexpr int kOutBytes = kOutTokens * kOutRow * 4;
+constexpr int kSumRow = kManyRows + 4;  // floats of one token's sums on their way out: lanes meet different banks
+constexpr int kNearTiles = 8;           // of tokens: their blocks run at one time, so that L2 holds what they share
+template <int N>
+constexpr int kSharedBytes = std::max(2 * kInputBytes<N>, N * kSumRow * 4);
+// Two blocks on a processor where registers allow it.
+template <Product P, int N>
+constexpr int kBlocksPerProcessor = N <= 64 && P == Product::kFp8 ? 2 : 1;
 
-int stages_of(int stage_bytes) { return std::clamp(kMaxSharedBytes / stage_bytes, 2, 4); }
-
-// Shared memory: the ring, and what lies behind it; the sums of shares that meet and the output reuse the ring.
-struct Plan {
-  int32_t stages, spare_at, bytes;
+// The rows of a grid: for each of `cluster` blocks in turn a share of K, then the next 128 rows.
+struct Grid {
+  int32_t cluster, row_clusters, token_tiles;
 };
 
-template <Product P>
-__global__ void __launch_bounds__(kManyThreads, 1) linear_many_kernel(const __grid_constant__ LinearParams p, const Plan plan) {
-  extern __shared__ uint4 shared[];
-  char* ring = reinterpret_cast<char*>(shared);
-  wait_for_previous();
+template <Product P, int N>
+__global__ void __launch_bounds__(kManyThreads, kBlocksPerProcessor<P, N>)
+    linear_many_kernel(const __grid_constant__ LinearParams p, const Grid grid) {
+  extern __shared__ __align__(1024) char ring[];
+  namespace cg = cooperative_groups;
+  const int index = blockIdx.x / grid.cluster, rank = blockIdx.x % grid.cluster;
+  const int near = index / (kNearTiles * grid.row_clusters) * kNearTiles, in_near = index % (kNearTiles * grid.row_clusters);
+  const int tiles = min(kNearTiles, grid.token_tiles - near), row_cluster = in_near / tiles;
+  const int first_token = (near + in_near % tiles) * N, tokens = min(N, p.T - first_token);
   int j = 0;
-  while (j + 1 < p.n && static_cast<int>(blockIdx.y) >= p.jobs[j + 1].first_block) ++j;
+  while (j + 1 < p.n && row_cluster >= p.jobs[j + 1].first_block) ++j;
   const LinearJob& job = p.jobs[j];
-  const int wk = job.side_by_side, pairs = kManyWarps / wk, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int first_tile = (blockIdx.y - job.first_block) * pairs * kManyTiles, first_token = blockIdx.x * kManyTokens;
-  const int blocks = job.w.blocks(), tokens = min(kManyTokens, p.T - first_token);
-  const int group = p.rows_per_group ? first_tile * kTileRows / p.rows_per_group : 0;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, share = rank % job.split;
+  const int first_row = ((row_cluster - job.first_block) * (grid.cluster / job.split) + rank / job.split) * kManyRows;
+  const int blocks = job.w.blocks(), tile = first_row / kTileRows + warp;
+  const bool inside = tile < job.w.tiles();
+  const Tile mine = tile_of<P>(job.w, inside ? tile : 0);
+  // Weights do not depend on the kernels before.
+  Block<P> b = {};
+  if (inside && share < blocks) load_block<P>(mine, share, b);
+  wait_for_previous();
 
-  Tile tiles[kManyTiles];
-  bool inside[kManyTiles];
+  const int group = p.rows_per_group ? first_row / p.rows_per_group : 0;
+  const int64_t stride = job.act8 ? blocks * kBlockK : p.x_stride;
+  const bf16* x = (job.act8 ? p.act8 : p.x + static_cast<int64_t>(group) * p.K) + first_token * stride;
+  InputPieces<N> input(x, stride * 2, first_row < job.w.rows ? tokens : 0);
+  float total[N / 2] = {};
+  multiply_many<P, N>(mine, inside, blocks, share, job.split, b, input, ring, total);
+
+  // Sums [token][row] through shared memory; the blocks of a cluster share the tokens out among them.
+  float* sums = reinterpret_cast<float*>(ring);
+  const int g = lane / 4, t = lane % 4;
 #pragma unroll
-  for (int m = 0; m < kManyTiles; ++m) {
-    const int tile = first_tile + warp / wk * kManyTiles + m;
-    inside[m] = tile < job.w.tiles();
-    tiles[m] = tile_of<P>(job.w, inside[m] ? tile : 0);
+  for (int e = 0; e < N / 2; ++e) {
+    sums[(e / 4 * 8 + 2 * t + e % 2) * kSumRow + warp * kTileRows + g + e % 4 / 2 * 8] = total[e];
   }
-  const auto row_of = [&](int n) { return n < tokens ? static_cast<int64_t>(first_token + n) : int64_t{-1}; };
-  const Pieces<P> input(takes_act8(P) ? static_cast<const void*>(p.codes) : p.x + static_cast<int64_t>(group) * p.K,
-                        takes_act8(P) ? static_cast<int64_t>(blocks) * kBlockK : p.x_stride * 2, p.scales, blocks, row_of);
-  ManySums total = {};
-  float* spare = reinterpret_cast<float*>(ring + (wk == 1 ? plan.spare_at : 0));
-  multiply_many<P>(tiles, inside, blocks, job.split, wk, plan.stages, input, ring, spare, total);
-
-  // Through shared memory, so that neighbouring threads write neighbouring rows.
-  float* out = reinterpret_cast<float*>(ring);
-  const int per_pass = min(kManyTokens, kOutTokens / pairs), rows = pairs * kManyTiles * kTileRows;
-  const int per_warp = kManySums / wk, k = warp % wk;
-  for (int pass = 0; pass < kManyTokens; pass += per_pass) {
-    __syncthreads();
-#pragma unroll
-    for (int e = 0; e < kManySums; ++e) {
-      if (e / per_warp != k) continue;
-      const int m = e / (kManyGroups * 4), n = e / 4 % kManyGroups, i = e % 4;
-      const int token = n * 8 + lane % 4 * 2 + i % 2 - pass;
-      if (token < 0 || token >= per_pass) continue;
-      out[(warp / wk * per_pass + token) * kOutRow + m * kTileRows + lane / 4 + i / 2 * 8] = total[m][n][i] * job.w.global_scale;
+  const cg::cluster_group cluster = cg::this_cluster();
+  if (grid.cluster > 1) cluster.sync();
+  else __syncthreads();
+  const int row = first_row + lane * 4;
+  const int per_share = (tokens + job.split - 1) / job.split, end = min(tokens, (share + 1) * per_share);
+  for (int token = share * per_share + warp; token < end && row < job.w.rows; token += kManyWarps) {
+    float y[4] = {};
+    for (int s = 0; s < job.split; ++s) {
+      const float* from = grid.cluster > 1 ? cluster.map_shared_rank(sums, rank - share + s) : sums;
+      const float4 v = *reinterpret_cast<const float4*>(from + token * kSumRow + lane * 4);
+      y[0] += v.x;
+      y[1] += v.y;
+      y[2] += v.z;
+      y[3] += v.w;
     }
-    __syncthreads();
-    const int here = min(per_pass, tokens - pass);
-    const bool in_pairs = job.w.rows % 2 == 0;
-    for (int at = threadIdx.x; at < here * rows / 2; at += kManyThreads) {
-      const int token = at / (rows / 2), r = at % (rows / 2) * 2, row = first_tile * kTileRows + r;
-      if (row >= job.w.rows) continue;
-      const float* from = out + (r / (2 * kTileRows) * per_pass + token) * kOutRow + r % (2 * kTileRows);
-      const int64_t to = static_cast<int64_t>(first_token + pass + token) * job.w.rows + row;
-      const bool both = row + 1 < job.w.rows;
-      if (job.y_f32) {
-        float* y = static_cast<float*>(job.y) + to;
-        if (in_pairs) *reinterpret_cast<float2*>(y) = {from[0], from[1]};
-        else for (int i = 0; i <= both; ++i) y[i] = from[i];
-      } else {
-        bf16* y = static_cast<bf16*>(job.y) + to;
-        if (in_pairs) {
-          *reinterpret_cast<uint32_t*>(y) = static_cast<uint32_t>(to_bf16(from[0]).bits) |
-                                            static_cast<uint32_t>(to_bf16(from[1]).bits) << 16;
-        } else {
-          for (int i = 0; i <= both; ++i) y[i] = to_bf16(from[i]);
-        }
-      }
+    for (float& v : y) v *= job.w.global_scale;
+    const int64_t to = static_cast<int64_t>(first_token + token) * job.w.rows + row;
+    const bool whole = job.w.rows % 4 == 0;
+    if (job.y_f32) {
+      float* out = static_cast<float*>(job.y) + to;
+      if (whole) *reinterpret_cast<float4*>(out) = {y[0], y[1], y[2], y[3]};
+      else for (int i = 0; i < min(4, job.w.rows - row); ++i) out[i] = y[i];
+    } else {
+      bf16* out = static_cast<bf16*>(job.y) + to;
+      const auto pair = [](float low, float high) { return to_bf16(low).bits | static_cast<uint32_t>(to_bf16(high).bits) << 16; };
+      if (whole) *reinterpret_cast<uint2*>(out) = {pair(y[0], y[1]), pair(y[2], y[3])};
+      else for (int i = 0; i < min(4, job.w.rows - row); ++i) out[i] = to_bf16(y[i]);
     }
   }
+  if (grid.cluster > 1) cluster.sync();  // nobody leaves while others read its sums
 }
 
-int grid_rows(const LinearJob& job) { return ceil_div(job.w.tiles(), kManyWarps / job.side_by_side * kManyTiles); }
+template <Product P, int N>
+Status launch(OpContext& ctx, const LinearParams& p, Grid grid) {
+  grid.token_tiles = ceil_div(p.T, N);
+  DSV4_TRY(allow_shared(linear_many_kernel<P, N>, kSharedBytes<N>));
+  const unsigned blocks = static_cast<unsigned>(grid.cluster * grid.row_clusters * grid.token_tiles);
+  return enqueue_clusters(ctx, "linear_many_kernel", linear_many_kernel<P, N>, dim3(blocks), static_cast<unsigned>(grid.cluster),
+                          kManyThreads, static_cast<size_t>(kSharedBytes<N>), p, grid);
+}
 
 template <Product P>
 Status launch_product(OpContext& ctx, const LinearParams& all) {
@@ -99,50 +109,29 @@ Status launch_product(OpContext& ctx, const LinearParams& all) {
     if (all.jobs[i].product == P) p.jobs[p.n++] = all.jobs[i];
   }
   if (p.n == 0) return {};
-  int grid = 0, widest = 1;
-  bool spare = false;
+  Grid grid{.cluster = 1, .row_clusters = 0, .token_tiles = 0};
+  for (int i = 0; i < p.n; ++i) grid.cluster = std::max(grid.cluster, p.jobs[i].split);
   for (int i = 0; i < p.n; ++i) {
-    p.jobs[i].first_block = grid;
-    grid += grid_rows(p.jobs[i]);
-    widest = std::max(widest, p.jobs[i].side_by_side);
-    spare |= p.jobs[i].side_by_side == 1 && p.jobs[i].split > 1;
+    p.jobs[i].first_block = grid.row_clusters;
+    grid.row_clusters += ceil_div(p.jobs[i].w.rows, kManyRows * (grid.cluster / p.jobs[i].split));
   }
-  constexpr int kSpareBytes = kManySums * kManyThreads * 4;
-  Plan plan{.stages = stages_of(widest * kStageBytes<P>)};
-  const int ring = plan.stages * widest * kStageBytes<P>;
-  plan.spare_at = ring;
-  plan.bytes = std::max({ring + (spare ? kSpareBytes : 0), kOutBytes, widest > 1 ? kSpareBytes : 0});
-  DSV4_TRY(allow_shared(linear_many_kernel<P>, plan.bytes));
-  const dim3 blocks(static_cast<unsigned>(ceil_div(p.T, kManyTokens)), static_cast<unsigned>(grid));
-  return enqueue(ctx, "linear_many_kernel", linear_many_kernel<P>, blocks, kManyThreads, static_cast<size_t>(plan.bytes), p, plan);
+  // As many tokens as there are; but rather twice as many blocks than processors without work.
+  constexpr int kProcessors = 132;
+  if (p.T <= 32) return launch<P, 32>(ctx, p, grid);
+  if (p.T <= 64 || grid.cluster * grid.row_clusters * ceil_div(p.T, 128) < 2 * kProcessors) return launch<P, 64>(ctx, p, grid);
+  return launch<P, 128>(ctx, p, grid);
 }
 
 }  // namespace
 
 Status linear_many(OpContext& ctx, LinearParams& p) {
-  // Blocks that the grid has with one warp per tile: enough, or the shares of K side by side.
-  int64_t blocks = 0;
-  for (int i = 0; i < p.n; ++i) {
-    p.jobs[i].side_by_side = 1;
-    blocks += grid_rows(p.jobs[i]) * ceil_div<int64_t>(p.T, kManyTokens);
-  }
-  LinearParams few = p;
-  LinearParams many = p;
-  few.n = many.n = 0;
-  for (int i = 0; i < p.n; ++i) {
-    LinearJob job = p.jobs[i];
-    const int stage = takes_act8(job.product) ? kStageBytes<Product::kFp8> : kStageBytes<Product::kBf16>;
-    if (blocks < kEnoughBlocks) job.side_by_side = job.split;
-    const bool fits = 2 * job.side_by_side * stage <= kMaxSharedBytes;
-    // A block's rows share one input.
-    const int rows = kManyWarps / job.side_by_side * kManyTiles * kTileRows;
-    const bool one_group = p.rows_per_group == 0 || p.rows_per_group % rows == 0;
-    (fits && one_group && !is_fp4(job.product) ? many.jobs[many.n++] : few.jobs[few.n++]) = job;
-  }
-  p = few;
-  DSV4_TRY(launch_product<Product::kBf16>(ctx, many));
-  DSV4_TRY(launch_product<Product::kFp8>(ctx, many));
-  return launch_product<Product::kFp8Bf16>(ctx, many);
+  if (p.rows_per_group % kManyRows != 0) return {};
+  DSV4_TRY(launch_product<Product::kBf16>(ctx, p));
+  DSV4_TRY(launch_product<Product::kFp8>(ctx, p));
+  DSV4_TRY(launch_product<Product::kMxfp4>(ctx, p));
+  DSV4_TRY(launch_product<Product::kNvfp4>(ctx, p));
+  p.n = 0;
+  return {};
 }
 
 }  // namespace dsv4::cuda

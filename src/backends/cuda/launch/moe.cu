@@ -110,16 +110,13 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
   }
   wait_for_previous();
   cluster.sync();  // all blocks run: their shared memory may be written
-  Input<1> in{};
-  in.x = reinterpret_cast<const char*>(x);
-  in.row[0] = g < p.T ? static_cast<uint32_t>(g * gate.cols * 2) : kAbsent;
+  const char* row = g < p.T ? reinterpret_cast<const char*>(x + static_cast<int64_t>(g) * gate.cols) : nullptr;
   float* logits = cluster.map_shared_rank(shared, 0);
   for (int base = first; base < tiles; base += kRouterBlocks * per_block) {
     const int tile = base + warp / split;
-    float total[1][1][4] = {};
-    const Tile mine[1] = {tile_of<Product::kBf16>(gate, min(tile, tiles - 1))};
-    if (tile < tiles) multiply<Product::kBf16, 1, 1>(mine, gate.blocks(), part, split, in, total);
-    for (int i = 0; i < 4; ++i) sums[warp][(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[0][0][i];
+    float total[4] = {};
+    if (tile < tiles) multiply<Product::kBf16>(tile_of<Product::kBf16>(gate, tile), gate.blocks(), part, split, row, total);
+    for (int i = 0; i < 4; ++i) sums[warp][(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[i];
     __syncthreads();
     for (int i = threadIdx.x; i < per_block * p.T * kTileRows; i += kRouterWarps * 32) {
       const int r = i % kTileRows, local = i / kTileRows % per_block, token = i / kTileRows / per_block;
@@ -245,7 +242,7 @@ __device__ void multiply_shares(const Tile (&tiles)[MA], bool inside, int blocks
   const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
   for (int part = threadIdx.x / 32 % WPT; part < kSplit; part += WPT) {
     float total[MA][NT][4] = {};
-    if (inside) multiply<P, MA, NT>(tiles, blocks, part, kSplit, in, total);
+    if (inside) multiply_act8<P, MA, NT>(tiles, blocks, part, kSplit, in, total);
     for (int m = 0; m < MA; ++m) {
       float* mine = sums + (m * kSplit + part) * NT * 8 * kTileRows;
       for (int n = 0; n < NT; ++n) {
@@ -445,7 +442,7 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
     p.ids = a.ids;
     p.y = a.y;
     DSV4_ASSIGN(p.finished, scratch.take<int32_t>(ceil_div<int64_t>(a.D, kBlockK)));
-    return routed_experts(ctx, p, product, static_cast<unsigned>(std::min(pairs, a.E + pairs / 8) + 1), 8);
+    return experts(ctx, p, product, static_cast<unsigned>(std::min(pairs, a.E + pairs / 8) + 1), 8, true);
   }
   const int per_task = nvfp4 ? (pairs <= 6 * a.E ? 8 : pairs <= 12 * a.E ? 16 : 32) : task_tokens(p, pairs, a.E);
   // With many rows the shared expert reads its weights once per kManyTaskTokens of them.
@@ -466,12 +463,7 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   DSV4_TRY(enqueue(ctx, "route_kernel", route_kernel, static_cast<unsigned>(1 + ceil_div<int64_t>(a.T * blocks, 32)), 1024, 0,
                    route));
   const unsigned n = static_cast<unsigned>(tasks);
-  if (nvfp4) {
-    DSV4_TRY(nvfp4_experts(ctx, p, n, per_task));
-  } else {
-    DSV4_TRY(routed_experts(ctx, p, product, n, per_task));
-    if (!plan_shared) DSV4_TRY(shared_expert(ctx, p));
-  }
+  DSV4_TRY(nvfp4 ? nvfp4_experts(ctx, p, n, per_task) : experts(ctx, p, product, n, per_task, plan_shared));
   const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(a.D, 256)), static_cast<unsigned>(a.T));
   return enqueue(ctx, "combine_kernel", combine_kernel, grid, 256, 0, p.out, a.ids, static_cast<int>(a.T), static_cast<int>(a.D), static_cast<int>(a.k), a.y);
 }

@@ -84,9 +84,7 @@ __device__ inline void prefetch_tile(const Matrix& m, int tile) {
 bool plans_itself(int64_t T, int64_t k, int64_t D);
 // Tokens of a task for `pairs` of tokens and experts.
 int task_tokens(const Experts& p, int64_t pairs, int64_t E);
-// Both products of the tasks of the plan.
-Status routed_experts(OpContext& ctx, const Experts& p, Product product, unsigned tasks, int per_task);
-// Both products of the shared expert for all rows.
-Status shared_expert(OpContext& ctx, const Experts& p);
+// Both products of the tasks of the plan and, where these are not `shared_planned`, of the shared expert for all rows.
+Status experts(OpContext& ctx, const Experts& p, Product product, unsigned tasks, int per_task, bool shared_planned);
 
 }  // namespace dsv4::cuda

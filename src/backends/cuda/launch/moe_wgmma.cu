@@ -3,6 +3,7 @@
 //   down  w2, 256 rows per block, BF16 per expert
 // With very few rows `up` makes the plan and quantises its input itself, and the last block of `down` to finish a
 // slice of the output adds the experts up: no other kernel is needed.
+// With many rows the shared expert has kernels of its own beside those of the others (Part).
 // Few tokens: their whole input lies in shared memory, and warpgroups run free. Many: blocks of K come through a ring.
 #include <algorithm>
 
@@ -353,11 +354,25 @@ __device__ int own_task(const int32_t* ids, int n, int y, OwnPlan& plan, BlockTa
   return tasks;
 }
 
+// Which experts a kernel has. Two kernels side by side: that of the shared expert lets the other one come only when
+// all before them is done, so the other one may begin without waiting; it ends when both are done.
+enum class Part : uint8_t { kAll, kShared, kRouted };
+
+// Before what kernels in front wrote is read, and as the last of a block with a task.
+__device__ void begin(Part part, bool before_next) {
+  if (part == Part::kRouted) let_next_come();
+  else if (part == Part::kShared || before_next) wait_for_previous_first();
+  else wait_for_previous();
+}
+__device__ void end(Part part) {
+  if (part == Part::kRouted) previous_done();
+}
+
 // The task of this block, and how many there are: of the plan, of a plan made here (`own` is for one warp of the
 // block, to be shared by all), or a piece of the rows for the shared expert alone.
-__device__ bool find_task(const Experts& p, bool shared_only, OwnPlan& own, BlockTask& task, int& tasks) {
+__device__ bool find_task(const Experts& p, Part part, OwnPlan& own, BlockTask& task, int& tasks) {
   const int y = static_cast<int>(blockIdx.y), pairs = p.T * p.k;
-  if (shared_only) {
+  if (part == Part::kShared) {
     task = {-1, min(kManyTokens, p.T - y * kManyTokens), pairs + y * kManyTokens, nullptr};
     return true;
   }
@@ -416,9 +431,9 @@ __device__ void combine(const Experts& p, int tasks) {
 }
 
 template <Product P, int NT, int WPT>
-__global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>) up_kernel(const __grid_constant__ Experts p, bool shared_only) {
+__global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>) up_kernel(const __grid_constant__ Experts p, Part part) {
   // The next kernel comes when all blocks are past this: what made the plan is done then.
-  wait_for_previous_first();
+  begin(part, true);
   extern __shared__ __align__(1024) char expert_shared[];
   __shared__ OwnPlan own;
   if (p.raw && blockIdx.x == 0 && blockIdx.y == 0) {
@@ -426,7 +441,7 @@ __global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>
   }
   BlockTask task;
   int tasks;
-  if (!find_task(p, shared_only, own, task, tasks)) return;
+  if (!find_task(p, part, own, task, tasks)) return;
   const int I = task.expert < 0 ? p.shared_I : p.I;
   if (static_cast<int>(blockIdx.x) * kUpRows >= I) return;
   const int tile = blockIdx.x * kTiles + threadIdx.x / 32 % kTiles;
@@ -440,27 +455,29 @@ __global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>
     prefetch_tile(w3, tile);
     up<P, NT, WPT>(p, task, w1, w3, I, expert_shared);
   }
+  end(part);
 }
 
 template <Product P, int NT, int WPT>
-__global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>) down_kernel(const __grid_constant__ Experts p, bool shared_only) {
+__global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<NT, WPT>) down_kernel(const __grid_constant__ Experts p, Part part) {
   extern __shared__ __align__(1024) char expert_shared[];
   __shared__ OwnPlan own;
   // The plan is older than the kernel before this one, and read past L1: weights can be asked for now.
   BlockTask task;
   int tasks = 0;
-  const bool found = find_task(p, shared_only, own, task, tasks);
+  const bool found = find_task(p, part, own, task, tasks);
   if (found) {
     const int tile = (blockIdx.x * kTiles + threadIdx.x / 32 % kTiles) * kPair;
     const Matrix w2 = task.expert < 0 ? p.shared_w2 : at(p.w2, task.expert);
     prefetch_tile(w2, tile);
     prefetch_tile(w2, tile + 1);
   }
-  wait_for_previous();
+  begin(part, false);
   if (!found) return;
   if (task.expert < 0) down<Product::kFp8, NT, WPT>(p, task, p.shared_w2, expert_shared);
   else down<P, NT, WPT>(p, task, at(p.w2, task.expert), expert_shared);
   if (p.raw) combine(p, tasks);
+  end(part);
 }
 
 template <int NT>
@@ -471,29 +488,42 @@ constexpr int kManySharedBytes = kRingBytes + kLaneSums * kManyThreads * 4;
 static_assert(kManyTokens * (kDownRows + 2) * 4 <= kManySharedBytes && kManySharedBytes <= kMaxSharedBytes);
 
 template <Product P, int NT, int WPT>
-Status launch(OpContext& ctx, const Experts& p, unsigned tasks, bool shared_only) {
-  const bool many = NT == kManyGroups;
-  const int up_bytes = many ? kManySharedBytes : shared_bytes<NT>(ceil_div(p.D, kBlockK));
-  const int down_bytes = many ? kManySharedBytes : shared_bytes<NT>(p.h_stride / kBlockK);
-  const int I = shared_only ? p.shared_I : std::max(p.I, p.shared_I);
-  DSV4_TRY(allow_shared(up_kernel<P, NT, WPT>, up_bytes));
-  DSV4_TRY(allow_shared(down_kernel<P, NT, WPT>, down_bytes));
-  const unsigned threads = kTiles * WPT * 32;
-  DSV4_TRY(enqueue(ctx, "up_kernel", up_kernel<P, NT, WPT>, dim3(static_cast<unsigned>(ceil_div(I, kUpRows)), tasks), threads, static_cast<size_t>(up_bytes), p, shared_only));
-  return enqueue(ctx, "down_kernel", down_kernel<P, NT, WPT>, dim3(static_cast<unsigned>(ceil_div(p.D, kDownRows)), tasks), threads, static_cast<size_t>(down_bytes), p, shared_only);
+Status launch_up(OpContext& ctx, const Experts& p, unsigned tasks, Part part) {
+  const int bytes = NT == kManyGroups ? kManySharedBytes : shared_bytes<NT>(ceil_div(p.D, kBlockK));
+  const int I = part == Part::kShared ? p.shared_I : part == Part::kRouted ? p.I : std::max(p.I, p.shared_I);
+  DSV4_TRY(allow_shared(up_kernel<P, NT, WPT>, bytes));
+  const dim3 grid(static_cast<unsigned>(ceil_div(I, kUpRows)), tasks);
+  return enqueue(ctx, "up_kernel", up_kernel<P, NT, WPT>, grid, kTiles * WPT * 32, static_cast<size_t>(bytes), p, part);
+}
+template <Product P, int NT, int WPT>
+Status launch_down(OpContext& ctx, const Experts& p, unsigned tasks, Part part) {
+  const int bytes = NT == kManyGroups ? kManySharedBytes : shared_bytes<NT>(p.h_stride / kBlockK);
+  DSV4_TRY(allow_shared(down_kernel<P, NT, WPT>, bytes));
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.D, kDownRows)), tasks);
+  return enqueue(ctx, "down_kernel", down_kernel<P, NT, WPT>, grid, kTiles * WPT * 32, static_cast<size_t>(bytes), p, part);
+}
+
+template <Product P, int NT, int WPT>
+Status launch(OpContext& ctx, const Experts& p, unsigned tasks, bool shared_planned) {
+  const Part part = shared_planned ? Part::kAll : Part::kRouted;
+  const unsigned shared_tasks = static_cast<unsigned>(ceil_div(p.T, kManyTokens));
+  if (!shared_planned) DSV4_TRY((launch_up<Product::kFp8, kManyGroups, 1>(ctx, p, shared_tasks, Part::kShared)));
+  DSV4_TRY((launch_up<P, NT, WPT>(ctx, p, tasks, part)));
+  if (!shared_planned) DSV4_TRY((launch_down<Product::kFp8, kManyGroups, 1>(ctx, p, shared_tasks, Part::kShared)));
+  return launch_down<P, NT, WPT>(ctx, p, tasks, part);
 }
 
 template <Product P>
-Status launch_tokens(OpContext& ctx, const Experts& p, unsigned tasks, int per_task) {
+Status launch_tokens(OpContext& ctx, const Experts& p, unsigned tasks, int per_task, bool shared_planned) {
   switch (per_task) {
     case 8: {
       // One block per processor and warps to spare, or two of half as many warps.
       const bool few = tasks * static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kUpRows)) <= 132;
-      return few ? launch<P, 1, 2>(ctx, p, tasks, false) : launch<P, 1, 1>(ctx, p, tasks, false);
+      return few ? launch<P, 1, 2>(ctx, p, tasks, shared_planned) : launch<P, 1, 1>(ctx, p, tasks, shared_planned);
     }
-    case 16: return launch<P, 2, 1>(ctx, p, tasks, false);
-    case 32: return launch<P, 4, 1>(ctx, p, tasks, false);
-    default: return launch<P, kManyGroups, 1>(ctx, p, tasks, false);
+    case 16: return launch<P, 2, 1>(ctx, p, tasks, shared_planned);
+    case 32: return launch<P, 4, 1>(ctx, p, tasks, shared_planned);
+    default: return launch<P, kManyGroups, 1>(ctx, p, tasks, shared_planned);
   }
 }
 
@@ -514,13 +544,9 @@ int task_tokens(const Experts& p, int64_t pairs, int64_t E) {
   return kManyTokens;
 }
 
-Status routed_experts(OpContext& ctx, const Experts& p, Product product, unsigned tasks, int per_task) {
-  return product == Product::kMxfp4 ? launch_tokens<Product::kMxfp4>(ctx, p, tasks, per_task)
-                                    : launch_tokens<Product::kFp8>(ctx, p, tasks, per_task);
-}
-
-Status shared_expert(OpContext& ctx, const Experts& p) {
-  return launch<Product::kFp8, kManyGroups, 1>(ctx, p, static_cast<unsigned>(ceil_div(p.T, kManyTokens)), true);
+Status experts(OpContext& ctx, const Experts& p, Product product, unsigned tasks, int per_task, bool shared_planned) {
+  return product == Product::kMxfp4 ? launch_tokens<Product::kMxfp4>(ctx, p, tasks, per_task, shared_planned)
+                                    : launch_tokens<Product::kFp8>(ctx, p, tasks, per_task, shared_planned);
 }
 
 }  // namespace dsv4::cuda
