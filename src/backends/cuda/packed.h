@@ -1,5 +1,5 @@
 // The physical layout of matrices: 16 x 128 blocks in the order in which the lanes of a warp need them
-// as the A operand of mma.m16n8k16 (BF16) or m16n8k32 (E4M3), so that a warp streams a block with 16-byte loads and no shuffle.
+// as the A operand of mma.m16n8k16 (and wgmma.m64nNk16), so that a warp streams a block with 16-byte loads and no shuffle.
 //
 // A matrix is [row tiles of 16][blocks of 128 along K][block bytes]; rows and K are padded with zeros.
 // Lane = 4 g + t holds rows g and g + 8. Blocks of quantised formats give lane t of a group of 32
@@ -7,9 +7,9 @@
 // group of 16; BF16 blocks the elements k = 8 t + 4 s + i, so that the input can be read as it is.
 //   BF16  [4 groups of 32][2: row g, row g + 8][32 lanes][8 elements]            4096 bytes
 //   E4M3  [4 groups of 32][32 lanes][row g: s0, s1; row g + 8: s0, s1]           2048 bytes
-//         four codes of a step as (k0, k2, k1, k3): two masks make two pairs of BF16; E2M1 alike
+//         four codes of a step as (k0, k2, k1, k3): two masks make two pairs of BF16
 //   E2M1  [2 groups of 64][32 lanes][group 0: row g, row g + 8; group 1: same]   1024 bytes
-//         eight codes of a row in one word, s0 and s1 sharing bytes as e2m1_to_e4m3 wants them
+//         eight codes of a row in one word, s0 then s1, as e2m1_to_bf16 wants them
 // Scales: E4M3 matrices keep the published [rows/128, K/128]; E2M1 [tile][block][16 rows][4 or 8].
 #pragma once
 
@@ -53,7 +53,7 @@ DSV4_HD constexpr int block_scale_bytes(WeightFormat f) {
 // Where element (row r of 16, k of 128) of a block lies.
 struct Place {
   int byte;     // of E2M1: of the word
-  int element;  // of E2M1: in the word, s0 first
+  int element;  // of E2M1: in the word, s0 first, in order of k
 };
 
 // Place of element i of four: (k0, k2, k1, k3).
@@ -70,36 +70,37 @@ DSV4_HD constexpr Place place_e4m3(int r, int k) {
 DSV4_HD constexpr Place place_e2m1(int r, int k) {
   const int j = k / 64, half = k % 64 / 32, s = k % 32 / 16, t = k % 16 / 4, i = k % 4;
   const int g = r % 8, high = r / 8;
-  return {(j * 32 + g * 4 + t) * 16 + half * 8 + high * 4, s * 4 + place_of_four(i)};
+  return {(j * 32 + g * 4 + t) * 16 + half * 8 + high * 4, s * 4 + i};
 }
 
-// A published E2M1 code in the bits of its word, and back.
+// A published E2M1 code in the bits of its word, and back. Pair p of elements (2 p, 2 p + 1) has one in each half of
+// the word: sign and magnitude at bits 15 and 8..6, 12 and 5..3, 9 and 2..0, 14 and 13, 11, 10 of it.
 DSV4_HD constexpr uint32_t place_code(uint32_t code, int e) {
-  const uint32_t bits = e < 4 ? (code & 8u) << 4 | (code & 7u) << 2 : (code & 8u) << 2 | (code & 4u) << 4 | (code & 3u);
-  return bits << (e % 4 * 8);
+  const uint32_t sign = code >> 3 & 1u, magnitude = code & 7u;
+  const int pair = e / 2;
+  const uint32_t bits = pair < 3 ? (sign << 15 | magnitude << 6) >> 3 * pair : sign << 14 | (magnitude & 4u) << 11 | (magnitude & 3u) << 10;
+  return bits << (e % 2 * 16);
 }
 DSV4_HD constexpr uint32_t code_at(uint32_t word, int e) {
-  const uint32_t bits = word >> (e % 4 * 8);
-  return e < 4 ? (bits >> 4 & 8u) | (bits >> 2 & 7u) : (bits >> 2 & 8u) | (bits >> 4 & 4u) | (bits & 3u);
+  const int pair = e / 2;
+  const uint32_t half = word >> (e % 2 * 16) & 0xffffu;
+  if (pair < 3) return (half << 3 * pair >> 12 & 8u) | (half << 3 * pair >> 6 & 7u);
+  return (half >> 11 & 8u) | (half >> 11 & 4u) | (half >> 10 & 3u);
 }
 
-// Eight E2M1 codes of one row as two words of E4M3: value * 2^-6, subnormals included, since the two bits of
-// the exponent and the one of the mantissa move into place as they are. Byte i of `w` holds element i of the
-// first word (sign in bit 7, magnitude in bits 4..2) and of the second (sign 5, magnitude 6, 1, 0).
-DSV4_HD constexpr void e2m1_to_e4m3(uint32_t w, uint32_t& first, uint32_t& second) {
-  first = w & 0x9c9c9c9cu;
-  second = ((w << 2) & 0x8c8c8c8cu) | ((w >> 2) & 0x10101010u);
+// Eight E2M1 codes of one row as four pairs of BF16: value * 2^-126, subnormals included, since the bits of exponent
+// and mantissa move into place as they are.
+DSV4_HD constexpr void e2m1_to_bf16(uint32_t w, uint32_t (&pairs)[4]) {
+  constexpr uint32_t kCode = 0x81c081c0u;
+  pairs[0] = w & kCode;
+  pairs[1] = w << 3 & kCode;
+  pairs[2] = w << 6 & kCode;
+  pairs[3] = (w << 1 & 0x80008000u) | (w >> 5 & 0x01000100u) | (w >> 4 & 0x00c000c0u);
 }
 
-// Tokens as the B operand. For mma.m16n8k32, act8 codes lie within each 64 of K so that lane t reads the operands
-// of two products with one 16-byte load: k = 32 j + 16 s + 4 t + i at 16 t + 8 j + 4 s, fours as those of weights.
-DSV4_HD constexpr int quantised_at(int k) {
-  return k / 64 * 64 + k % 16 / 4 * 16 + k % 64 / 32 * 8 + k % 32 / 16 * 4;
-}
-
-// For wgmma they lie as rows of 128 bytes, one block of K, in tiles of 8 rows (1024 bytes, aligned to that); 16-byte
-// piece c of row n at c ^ n % 8: what the hardware calls a swizzle of 128 bytes.
-inline constexpr int kTokenTileBytes = 8 * kBlockK;
-DSV4_HD constexpr int token_piece(int n, int c) { return n * kBlockK + (c ^ n % 8) * 16; }
+// Tokens as the B operand of wgmma lie as rows of 128 bytes, half a block of K, in tiles of 8 rows (1024 bytes, aligned
+// to that); 16-byte piece c of row n at c ^ n % 8: what the hardware calls a swizzle of 128 bytes.
+inline constexpr int kTokenRowBytes = 128, kTokenTileBytes = 8 * kTokenRowBytes;
+DSV4_HD constexpr int token_piece(int n, int c) { return n * kTokenRowBytes + (c ^ n % 8) * 16; }
 
 }  // namespace dsv4::cuda

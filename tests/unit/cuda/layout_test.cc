@@ -7,22 +7,22 @@
 #include <vector>
 
 #include "backends/cuda/packed.h"
+#include "formats/bf16.h"
 #include "formats/e2m1.h"
-#include "formats/e4m3.h"
 
 namespace dsv4::cuda {
 namespace {
 
 constexpr int kLanes = 32;
 
-// Element (row, k) of the A operand of m16n8k32 that lane `lane` holds in byte `byte` of register `reg`, by the
-// instruction's definition, each four of K in the order (k0, k2, k1, k3).
+// Rows and elements of K of a group of 32 that lane `lane` multiplies: in step s, register reg of the A operand of
+// m16n8k16, half of it. K within a step is permuted, for weights and tokens alike: a lane has four in a row.
 struct RowK {
   int row, k;
 };
-RowK a_element(int lane, int reg, int byte) {
-  const int g = lane / 4, t = lane % 4, order[] = {0, 2, 1, 3};
-  return {g + reg % 2 * 8, reg / 2 * 16 + 4 * t + order[byte]};
+RowK a_element(int lane, int s, int reg, int half) {
+  const int g = lane / 4, t = lane % 4;
+  return {g + reg % 2 * 8, 16 * s + 4 * t + reg / 2 * 2 + half};
 }
 
 uint32_t word_at(const std::vector<uint8_t>& bytes, size_t at) {
@@ -57,13 +57,12 @@ TEST(Layout, Fp8BlocksAreTheOperandsOfTheirLanes) {
   }
   for (int j = 0; j < 4; ++j) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      // The 16 bytes of a lane, as registers 0, 2, 1, 3 of the operand.
+      // The 16 bytes of a lane: row g of both steps, then row g + 8; of four codes the middle two change places.
       const size_t at = static_cast<size_t>(j * kLanes + lane) * 16;
-      const int reg_of_word[] = {0, 2, 1, 3};
       for (int word = 0; word < 4; ++word) {
-        for (int byte = 0; byte < 4; ++byte) {
-          const RowK e = a_element(lane, reg_of_word[word], byte);
-          EXPECT_EQ(block[at + static_cast<size_t>(word * 4 + byte)], static_cast<uint8_t>(e.row * 31 + (32 * j + e.k) * 7));
+        for (int i = 0; i < 4; ++i) {
+          const RowK e = a_element(lane, word % 2, word / 2 + i / 2 * 2, i % 2);
+          EXPECT_EQ(block[at + static_cast<size_t>(word * 4 + place_of_four(i))], static_cast<uint8_t>(e.row * 31 + (32 * j + e.k) * 7));
         }
       }
     }
@@ -86,16 +85,17 @@ TEST(Layout, E2m1BlocksBecomeTheOperandsOfTheirLanes) {
   for (int j = 0; j < 4; ++j) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const size_t at = static_cast<size_t>(j / 2 * kLanes + lane) * 16 + static_cast<size_t>(j % 2 * 8);
-      uint32_t a[4];
-      e2m1_to_e4m3(word_at(block, at), a[0], a[2]);
-      e2m1_to_e4m3(word_at(block, at + 4), a[1], a[3]);
-      for (int reg = 0; reg < 4; ++reg) {
-        for (int byte = 0; byte < 4; ++byte) {
-          const RowK e = a_element(lane, reg, byte);
-          const float expected = e2m1_to_float(codes[static_cast<size_t>(e.row * kBlockK + 32 * j + e.k)]) * 0x1p-6f;
-          const float found = e4m3_to_float(static_cast<uint8_t>(a[reg] >> (8 * byte)));
-          EXPECT_EQ(found, expected);
-          EXPECT_EQ(std::signbit(found), std::signbit(expected));
+      for (int high = 0; high < 2; ++high) {
+        uint32_t pairs[4];
+        e2m1_to_bf16(word_at(block, at + static_cast<size_t>(4 * high)), pairs);
+        for (int p = 0; p < 4; ++p) {
+          for (int half = 0; half < 2; ++half) {
+            const RowK e = a_element(lane, p / 2, high + p % 2 * 2, half);
+            const float expected = e2m1_to_float(codes[static_cast<size_t>(e.row * kBlockK + 32 * j + e.k)]);
+            const float found = to_float(bf16{static_cast<uint16_t>(pairs[p] >> (16 * half))}) * 0x1p126f;
+            EXPECT_EQ(found, expected);
+            EXPECT_EQ(std::signbit(found), std::signbit(expected));
+          }
         }
       }
     }
@@ -111,18 +111,6 @@ TEST(Layout, Bf16BlocksMeetTheirInputInItsOwnOrder) {
       EXPECT_EQ(place_bf16(r, k).byte % 16, k % 8 * 2);
     }
   }
-}
-
-TEST(Layout, QuantisedInputGivesALaneTwoProductsInOneLoad) {
-  std::set<int> places;
-  for (int k = 0; k < kBlockK; k += 4) {
-    const int at = quantised_at(k);
-    places.insert(at);
-    EXPECT_EQ(at / 64, k / 64);
-    EXPECT_EQ(at % 64 / 16, k % 16 / 4) << "of lane t";
-    EXPECT_EQ(at % 16 / 4, k % 64 / 32 * 2 + k % 32 / 16) << "product, then half of its K";
-  }
-  EXPECT_EQ(places.size(), static_cast<size_t>(kBlockK / 4));
 }
 
 TEST(Layout, TokenPiecesFillATileAndMeetAllBanks) {

@@ -1,4 +1,4 @@
-// act8 on the device, in the order in which the B operand wants it.
+// act8 on the device.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -20,26 +20,9 @@ __device__ inline float warp_sum(float v) {
 // Round to nearest even, clamped to +-448.
 __device__ inline uint32_t to_e4m3x4(const float (&v)[4]) {
   uint16_t low, high;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(v[2]), "f"(v[0]));
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(v[3]), "f"(v[1]));
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(v[1]), "f"(v[0]));
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(v[3]), "f"(v[2]));
   return static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 16;
-}
-
-// One group of 128 by one warp: lane l gives elements 4 l .. 4 l + 3 and gets their codes. Returns the scale, to
-// every lane.
-__device__ inline float quantise_four(const float (&v)[4], uint32_t& codes) {
-  float amax = 0.0f;
-  for (int i = 0; i < 4; ++i) {
-    const float a = abs_bits(v[i]);
-    amax = a > amax ? a : amax;  // a NaN does not take part
-  }
-  amax = warp_max(amax);
-  const uint8_t b = act8_scale_byte(amax);
-  const float inverse = ue8m0_inverse(b);
-  float code[4];
-  for (int i = 0; i < 4; ++i) code[i] = v[i] * inverse;
-  codes = to_e4m3x4(code);
-  return ue8m0_to_float(b);
 }
 
 // Two E4M3 codes as floats, the low one first.
@@ -52,24 +35,22 @@ __device__ inline float2 from_e4m3x2(uint32_t codes) {
 // act8(x) of one group of 128 by one warp as BF16, which holds code times scale exactly: lane l gives elements
 // 4 l .. 4 l + 3 and gets them back.
 __device__ inline uint2 act8_four(const float (&v)[4]) {
-  uint32_t codes;
-  const float scale = quantise_four(v, codes);
-  const float2 even = from_e4m3x2(codes), odd = from_e4m3x2(codes >> 16);
-  const auto pair = [&](float low, float high) {
-    return float_to_bits(low * scale) >> 16 | (float_to_bits(high * scale) & 0xffff0000u);
+  float amax = 0.0f;
+  for (int i = 0; i < 4; ++i) {
+    const float a = abs_bits(v[i]);
+    amax = a > amax ? a : amax;  // a NaN does not take part
+  }
+  amax = warp_max(amax);
+  const uint8_t b = act8_scale_byte(amax);
+  const float scale = ue8m0_to_float(b), inverse = ue8m0_inverse(b);
+  float code[4];
+  for (int i = 0; i < 4; ++i) code[i] = v[i] * inverse;
+  const uint32_t codes = to_e4m3x4(code);
+  const float2 low = from_e4m3x2(codes), high = from_e4m3x2(codes >> 16);
+  const auto pair = [&](const float2& x) {
+    return float_to_bits(x.x * scale) >> 16 | (float_to_bits(x.y * scale) & 0xffff0000u);
   };
-  return {pair(even.x, odd.x), pair(even.y, odd.y)};
-}
-
-// The same into a row's codes; `out`: the group's first. kInOrder: fours of codes in order of K, for
-// device/wgmma.cuh.
-template <bool kInOrder = false>
-__device__ inline float quantise_group(const float (&v)[4], uint8_t* out) {
-  uint32_t codes;
-  const float scale = quantise_four(v, codes);
-  const int k = 4 * (threadIdx.x % 32);
-  *reinterpret_cast<uint32_t*>(out + (kInOrder ? k : quantised_at(k))) = codes;
-  return scale;
+  return {pair(low), pair(high)};
 }
 
 // Elements 4 l .. 4 l + 3 of group `block` of a BF16 row; 0 past its end.

@@ -66,52 +66,61 @@ __device__ void stage_act8(const LinearParams& p, int blocks, char* rows, int st
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_constant__ LinearParams p) {
-  extern __shared__ uint4 shared[];
-  int j = 0;
-  while (j + 1 < p.n && static_cast<int>(blockIdx.x) >= p.jobs[j + 1].first_block) ++j;
-  const LinearJob& job = p.jobs[j];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int first_token = blockIdx.y * kFewTokens, tokens = min(kFewTokens, p.T - first_token);
-  const int blocks = (p.K + kBlockK - 1) / kBlockK;
-  const int tiles_here = kWarps / job.split, first_tile = (blockIdx.x - job.first_block) * tiles_here;
-  const int tile = first_tile + warp / job.split, part = warp % job.split;
-  // Weights do not depend on the kernels before: the first are on their way while those still run. All
-  // blocks of a grid together ask for less than L2 holds.
-  if (blockIdx.y == 0 && part == 0 && lane == 0 && tile < job.w.tiles()) {
-    const int64_t bytes = static_cast<int64_t>(job.w.blocks()) * block_code_bytes(job.w.format);
-    prefetch_l2(job.w.codes + tile * bytes, static_cast<uint32_t>(min(bytes, int64_t{kPrefetchBytes} * job.split)));
-  }
+// total = this warp's tile times tokens first_token + g, over share `part` of K. Weights do not depend on the kernels
+// before: the first are on their way while those still run.
+template <Product P>
+__device__ void multiply_share(const LinearParams& p, const LinearJob& job, int tile, int part, int first_token, char* shared,
+                               float (&total)[1][4]) {
+  const int blocks = (p.K + kBlockK - 1) / kBlockK, g = threadIdx.x % 32 / 4;
+  const bool inside = tile < job.w.tiles();
+  const Tile tiles[1] = {tile_of<P>(job.w, inside ? tile : 0)};
+  Ahead<P, 1> ahead;
+  if (inside) load_ahead<P>(tiles, blocks, part, job.split, ahead);
   wait_for_previous();
-
-  // The row of token g.
+  const bool present = first_token + g < p.T;
   const char* row = nullptr;
   if (job.act8 && !p.act8) {
     // Rows 32 bytes apart modulo 128: loads of four tokens meet different banks.
     const int stride = blocks * kBlockK * 2 + 32;
-    stage_act8(p, blocks, reinterpret_cast<char*>(shared), stride);
-    if (g < tokens) row = reinterpret_cast<const char*>(shared) + g * stride;
-  } else if (g < tokens) {
+    stage_act8(p, blocks, shared, stride);
+    if (present) row = shared + g * stride;
+  } else if (present) {
     const int64_t token = first_token + g;
     const int group = p.rows_per_group ? tile * kTileRows / p.rows_per_group : 0;
     row = reinterpret_cast<const char*>(job.act8 ? p.act8 + token * blocks * kBlockK
                                                  : p.x + token * p.x_stride + static_cast<int64_t>(group) * p.K);
   }
-  float total[4] = {};
-  if (tile < job.w.tiles()) {
-    switch (job.product) {
-      case Product::kBf16: multiply<Product::kBf16>(tile_of<Product::kBf16>(job.w, tile), blocks, part, job.split, row, total); break;
-      case Product::kFp8: multiply<Product::kFp8>(tile_of<Product::kFp8>(job.w, tile), blocks, part, job.split, row, total); break;
-      case Product::kMxfp4: multiply<Product::kMxfp4>(tile_of<Product::kMxfp4>(job.w, tile), blocks, part, job.split, row, total); break;
-      case Product::kNvfp4: multiply<Product::kNvfp4>(tile_of<Product::kNvfp4>(job.w, tile), blocks, part, job.split, row, total); break;
-    }
+  if (inside) multiply<P>(tiles, blocks, part, job.split, ahead, row, total);
+}
+
+__global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_constant__ LinearParams p) {
+  extern __shared__ uint4 dynamic[];
+  char* shared = reinterpret_cast<char*>(dynamic);
+  int j = 0;
+  while (j + 1 < p.n && static_cast<int>(blockIdx.x) >= p.jobs[j + 1].first_block) ++j;
+  const LinearJob& job = p.jobs[j];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int first_token = blockIdx.y * kFewTokens, tokens = min(kFewTokens, p.T - first_token);
+  const int tiles_here = kWarps / job.split, first_tile = (blockIdx.x - job.first_block) * tiles_here;
+  const int tile = first_tile + warp / job.split, part = warp % job.split;
+  // All blocks of a grid together ask for less than L2 holds.
+  if (blockIdx.y == 0 && part == 0 && lane == 0 && tile < job.w.tiles()) {
+    const int64_t bytes = static_cast<int64_t>(job.w.blocks()) * block_code_bytes(job.w.format);
+    prefetch_l2(job.w.codes + tile * bytes, static_cast<uint32_t>(min(bytes, int64_t{kPrefetchBytes} * job.split)));
+  }
+  float total[1][4] = {};
+  switch (job.product) {
+    case Product::kBf16: multiply_share<Product::kBf16>(p, job, tile, part, first_token, shared, total); break;
+    case Product::kFp8: multiply_share<Product::kFp8>(p, job, tile, part, first_token, shared, total); break;
+    case Product::kMxfp4: multiply_share<Product::kMxfp4>(p, job, tile, part, first_token, shared, total); break;
+    case Product::kNvfp4: multiply_share<Product::kNvfp4>(p, job, tile, part, first_token, shared, total); break;
   }
 
   // Shares of K in order of the warps; neighbouring threads write neighbouring rows of one token.
   constexpr int kShareSums = kFewTokens * kTileRows;
-  float* sums = reinterpret_cast<float*>(reinterpret_cast<char*>(shared) + p.staged_bytes);
+  float* sums = reinterpret_cast<float*>(shared + p.staged_bytes);
   float* mine = sums + warp * kShareSums;
-  for (int i = 0; i < 4; ++i) mine[(2 * t + i % 2) * kTileRows + g + i / 2 * 8] = total[i];
+  for (int i = 0; i < 4; ++i) mine[(2 * t + i % 2) * kTileRows + g + i / 2 * 8] = total[0][i];
   __syncthreads();
   for (int i = threadIdx.x; i < tiles_here * tokens * kTileRows; i += kWarps * 32) {
     const int r = i % kTileRows, local = i / kTileRows % tiles_here, token = i / kTileRows / tiles_here;
@@ -143,15 +152,6 @@ Result<const bf16*> padded_input(OpContext& ctx, Workspace::Scope& scratch, cons
   DSV4_ASSIGN(bf16* out, scratch.take<bf16>(rows * blocks * kBlockK));
   DSV4_TRY(enqueue(ctx, "input_kernel", input_kernel, static_cast<unsigned>(ceil_div<int64_t>(rows * blocks, 8)), 256, 0, x, rows, cols, act8, out));
   return static_cast<const bf16*>(out);
-}
-
-Product product_of(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kFp8Tile128: return Product::kFp8;
-    case WeightFormat::kMxfp4: return Product::kMxfp4;
-    case WeightFormat::kNvfp4: return Product::kNvfp4;
-    default: return Product::kBf16;
-  }
 }
 
 // The rows of a grouped input hold `groups` slices of K and are not rounded.

@@ -40,25 +40,28 @@ __global__ void __launch_bounds__(kManyThreads, kBlocksPerProcessor<P, N>)
   const int first_row = ((row_cluster - job.first_block) * (grid.cluster / job.split) + rank / job.split) * kManyRows;
   const int blocks = job.w.blocks(), tile = first_row / kTileRows + warp;
   const bool inside = tile < job.w.tiles();
-  const Tile mine = tile_of<P>(job.w, inside ? tile : 0);
+  const Tile mine[1] = {tile_of<P>(job.w, inside ? tile : 0)};
   // Weights do not depend on the kernels before.
-  Block<P> b = {};
-  if (inside && share < blocks) load_block<P>(mine, share, b);
+  Weights<P, 1, N> weights = {};
+  const int count = (blocks - share + job.split - 1) / job.split;
+  if (count > 0) load_blocks<P>(mine, share, weights.now);
+  if (kTwoAhead<P, 1, N> && count > 1) load_blocks<P>(mine, share + job.split, weights.ahead);
   wait_for_previous();
 
   const int group = p.rows_per_group ? first_row / p.rows_per_group : 0;
   const int64_t stride = job.act8 ? blocks * kBlockK : p.x_stride;
   const bf16* x = (job.act8 ? p.act8 : p.x + static_cast<int64_t>(group) * p.K) + first_token * stride;
-  InputPieces<N> input(x, stride * 2, first_row < job.w.rows ? tokens : 0);
-  float total[N / 2] = {};
-  multiply_many<P, N>(mine, inside, blocks, share, job.split, b, input, ring, total);
+  InputPieces<N> input(x, stride * 2, first_row < job.w.rows ? tokens : 0, [](int n) { return static_cast<int64_t>(n); });
+  float total[1][N / 2] = {};
+  multiply_many<P, 1, N>(mine, share, first_row < job.w.rows ? count : 0, [&](int block) { return block + job.split; }, weights,
+                         input, ring, total, [](int, int) {});
 
   // Sums [token][row] through shared memory; the blocks of a cluster share the tokens out among them.
   float* sums = reinterpret_cast<float*>(ring);
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int e = 0; e < N / 2; ++e) {
-    sums[(e / 4 * 8 + 2 * t + e % 2) * kSumRow + warp * kTileRows + g + e % 4 / 2 * 8] = total[e];
+    sums[(e / 4 * 8 + 2 * t + e % 2) * kSumRow + warp * kTileRows + g + e % 4 / 2 * 8] = total[0][e];
   }
   const cg::cluster_group cluster = cg::this_cluster();
   if (grid.cluster > 1) cluster.sync();

@@ -1,8 +1,8 @@
 // Router and experts. Routing never leaves the device: a plan of tasks (expert, up to 8 NT of its
 // tokens) is made there, and grids are sized for the most tasks that the batch can have.
 //   route_kernel    lists of tokens per expert, tasks; act8 of the input
-//   up_kernel       w1 and w3, clamp, SwiGLU, routing weight, act8 of h: here for NVFP4, else in moe_wgmma.cu
-//   down_kernel     w2, BF16 per expert: the same
+//   up_kernel       w1 and w3, clamp, SwiGLU, routing weight, act8 of h (experts.cu)
+//   down_kernel     w2, BF16 per expert (experts.cu)
 //   combine_kernel  experts in ascending id, then the shared one
 // The shared expert is one more expert whose tokens are all rows.
 #include <cooperative_groups.h>
@@ -108,15 +108,24 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
     const int64_t bytes = static_cast<int64_t>(gate.blocks()) * block_code_bytes(WeightFormat::kBf16);
     prefetch_l2(gate.codes + (first + warp / split) * bytes, static_cast<uint32_t>(bytes));
   }
+  Ahead<Product::kBf16, 1> ahead;
+  {
+    const Tile mine[1] = {tile_of<Product::kBf16>(gate, min(first + warp / split, tiles - 1))};
+    load_ahead<Product::kBf16>(mine, gate.blocks(), part, split, ahead);
+  }
   wait_for_previous();
   cluster.sync();  // all blocks run: their shared memory may be written
   const char* row = g < p.T ? reinterpret_cast<const char*>(x + static_cast<int64_t>(g) * gate.cols) : nullptr;
   float* logits = cluster.map_shared_rank(shared, 0);
   for (int base = first; base < tiles; base += kRouterBlocks * per_block) {
     const int tile = base + warp / split;
-    float total[4] = {};
-    if (tile < tiles) multiply<Product::kBf16>(tile_of<Product::kBf16>(gate, tile), gate.blocks(), part, split, row, total);
-    for (int i = 0; i < 4; ++i) sums[warp][(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[i];
+    const Tile mine[1] = {tile_of<Product::kBf16>(gate, min(tile, tiles - 1))};
+    float total[1][4] = {};
+    if (tile < tiles) {
+      if (base != first) load_ahead<Product::kBf16>(mine, gate.blocks(), part, split, ahead);
+      multiply<Product::kBf16>(mine, gate.blocks(), part, split, ahead, row, total);
+    }
+    for (int i = 0; i < 4; ++i) sums[warp][(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[0][i];
     __syncthreads();
     for (int i = threadIdx.x; i < per_block * p.T * kTileRows; i += kRouterWarps * 32) {
       const int r = i % kTileRows, local = i / kTileRows % per_block, token = i / kTileRows / per_block;
@@ -137,11 +146,9 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
 struct Route {
   const int32_t* ids;
   const bf16* x;
-  uint8_t* codes;
-  float* scales;
+  bf16* act8;
   int32_t T, E, k, D, per_task;
   bool plan_shared;  // tasks of the shared expert too
-  bool in_order;     // codes in order of K
   Plan plan;
 };
 
@@ -186,154 +193,7 @@ __global__ void __launch_bounds__(1024) route_kernel(const __grid_constant__ Rou
   if (i >= static_cast<int64_t>(p.T) * blocks) return;
   float v[4];
   load_group(p.x + i / blocks * p.D, p.D, static_cast<int>(i % blocks), v);
-  uint8_t* codes = p.codes + i * kBlockK;
-  const float scale = p.in_order ? quantise_group<true>(v, codes) : quantise_group(v, codes);
-  if (threadIdx.x % 32 == 0) p.scales[i] = scale;
-}
-
-// 128 rows of w1 and w3 per block: 128 values of h are one group of act8. K in two shares: of two warps
-// (WPT, warps per tile) where there are few tasks, of one warp in turn where blocks are many.
-constexpr int kTiles = 8, kSplit = kExpertShares, kRows = kTiles * kTileRows;
-static_assert(kRows == kBlockK);
-template <int NT>
-constexpr int kSumBytes = kRows * kSplit * NT * 8 * 4;  // shares of one matrix
-// The input of a task's tokens, row_of(n) of `codes` and `scales`: copied to shared memory at `staged` where
-// that is not nullptr, since every warp reads all of it and would wait for L2 at every block.
-template <int NT, int kThreads, class RowOf>
-__device__ Input<NT> task_input(const uint8_t* codes, const float* scales, int blocks, int count, char* staged,
-                                const RowOf& row_of) {
-  const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
-  const uint32_t row_bytes = static_cast<uint32_t>(blocks) * kBlockK;
-  Input<NT> in{.x = reinterpret_cast<const char*>(codes), .scales = scales};
-  uint32_t stride = row_bytes;
-  if (staged) {
-    stride = row_bytes + 64;  // rows meet different banks
-    float* own_scales = reinterpret_cast<float*>(staged + count * stride);
-    for (int n = 0; n < count; ++n) {
-      const int64_t row = row_of(n);
-      for (uint32_t i = threadIdx.x * 16; i < row_bytes; i += kThreads * 16) {
-        copy_async_16(staged + n * stride + i, in.x + row * row_bytes + i);
-      }
-      for (int i = threadIdx.x; i < blocks; i += kThreads) own_scales[n * blocks + i] = scales[row * blocks + i];
-    }
-    copy_async_commit();
-    copy_async_wait<0>();
-    __syncthreads();
-    in.x = staged;
-    in.scales = own_scales;
-  }
-  for (int n = 0; n < NT; ++n) {
-    const int token = n * 8 + g;
-    in.row[n] = kAbsent;
-    if (token < count) in.row[n] = static_cast<uint32_t>(staged ? token : row_of(token)) * stride;
-    for (int i = 0; i < 2; ++i) {
-      const int column = n * 8 + 2 * c + i;
-      in.scale_row[n][i] = column < count ? static_cast<uint32_t>(staged ? column : row_of(column)) * blocks : 0;
-    }
-  }
-  return in;
-}
-
-constexpr int staged_bytes(int tokens, int blocks) { return tokens * (blocks * (kBlockK + 4) + 64); }
-
-// The shares of one tile that are this warp's into `sums` [matrix][share][token][16 rows].
-template <Product P, int NT, int WPT, int MA>
-__device__ void multiply_shares(const Tile (&tiles)[MA], bool inside, int blocks, const Input<NT>& in, float* sums) {
-  const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
-  for (int part = threadIdx.x / 32 % WPT; part < kSplit; part += WPT) {
-    float total[MA][NT][4] = {};
-    if (inside) multiply_act8<P, MA, NT>(tiles, blocks, part, kSplit, in, total);
-    for (int m = 0; m < MA; ++m) {
-      float* mine = sums + (m * kSplit + part) * NT * 8 * kTileRows;
-      for (int n = 0; n < NT; ++n) {
-        for (int i = 0; i < 4; ++i) mine[(n * 8 + 2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[m][n][i];
-      }
-    }
-  }
-}
-
-template <Product P, int NT, int WPT>
-__device__ void up(const Experts& p, const Task& task, const Matrix& w1, const Matrix& w3, int I, float* shared) {
-  constexpr int kWarps = kTiles * WPT;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = blockIdx.x * kTiles + warp / WPT;
-  prefetch_tile(w1, tile);
-  prefetch_tile(w3, tile);
-  const int x_blocks = (p.D + kBlockK - 1) / kBlockK;
-  const auto row_of = [&](int n) {
-    const int pair = pair_of(p, task, n);
-    return task.expert < 0 ? pair - p.T * p.k : pair / p.k;
-  };
-  char* staged = p.x_staged ? reinterpret_cast<char*>(shared) + 2 * kSumBytes<NT> : nullptr;
-  const Input<NT> in = task_input<NT, kWarps * 32>(p.x, p.x_scales, x_blocks, task.count, staged, row_of);
-  constexpr int kShare = NT * 8 * kTileRows;  // of shared: [tile][matrix][share][token][16 rows]
-  const Tile tiles[2] = {tile_of<P>(w1, tile), tile_of<P>(w3, tile)};
-  multiply_shares<P, NT, WPT, 2>(tiles, tile < w1.tiles(), x_blocks, in, shared + warp / WPT * 2 * kSplit * kShare);
-  __syncthreads();
-  // A warp per token.
-  for (int n = warp; n < task.count; n += kWarps) {
-    const int pair = pair_of(p, task, n);
-    const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
-    float h[4];
-    for (int i = 0; i < 4; ++i) {
-      const int r = lane * 4 + i;
-      const auto sum = [&](int m) {
-        const float* s = shared + (r / kTileRows * 2 + m) * kSplit * kShare + n * kTileRows + r % kTileRows;
-        return s[0] + s[kShare];
-      };
-      const float a = round_bf16(sum(0) * w1.global_scale), u = round_bf16(sum(1) * w3.global_scale);
-      h[i] = static_cast<int>(blockIdx.x) * kRows + r < I ? round_bf16(swiglu(a, u, p.limit) * weight) : 0.0f;
-    }
-    const float scale = quantise_group(h, p.h + static_cast<int64_t>(pair) * p.h_stride + blockIdx.x * kRows);
-    if (lane == 0) p.h_scales[static_cast<int64_t>(pair) * (p.h_stride / kBlockK) + blockIdx.x] = scale;
-  }
-}
-
-template <Product P, int NT, int WPT>
-__global__ void __launch_bounds__(kTiles * WPT * 32, NT == 1 && WPT == 1 ? 2 : 1) up_kernel(const __grid_constant__ Experts p) {
-  // The next kernel comes when all blocks are past this: what made the plan is done then.
-  wait_for_previous_first();
-  extern __shared__ float shared[];
-  if (static_cast<int>(blockIdx.y) >= *p.plan.task_count) return;
-  const Task task = p.plan.tasks[blockIdx.y];
-  const int I = task.expert < 0 ? p.shared_I : p.I;
-  if (static_cast<int>(blockIdx.x) * kRows >= I) return;
-  if (task.expert < 0) up<Product::kFp8, NT, WPT>(p, task, p.shared_w1, p.shared_w3, I, shared);
-  else up<P, NT, WPT>(p, task, at(p.w1, task.expert), at(p.w3, task.expert), I, shared);
-}
-
-template <Product P, int NT>
-__device__ void down(const Experts& p, const Task& task, const Matrix& w2, float* shared) {
-  constexpr int kThreads = kTiles * 32;
-  const int warp = threadIdx.x / 32, tile = blockIdx.x * kTiles + warp, h_blocks = p.h_stride / kBlockK;
-  char* staged = p.h_staged ? reinterpret_cast<char*>(shared) + kSumBytes<NT> : nullptr;
-  const Input<NT> in = task_input<NT, kThreads>(p.h, p.h_scales, h_blocks, task.count, staged, [&](int n) { return pair_of(p, task, n); });
-  constexpr int kShare = NT * 8 * kTileRows;  // of shared: [tile][share][token][16 rows]
-  const Tile tiles[1] = {tile_of<P>(w2, tile)};
-  multiply_shares<P, NT, 1, 1>(tiles, tile < w2.tiles(), w2.blocks(), in, shared + warp * kSplit * kShare);
-  __syncthreads();
-  for (int i = threadIdx.x; i < kRows * task.count; i += kThreads) {
-    const int r = i % kRows, n = i / kRows, row = blockIdx.x * kRows + r;
-    if (row >= p.D) continue;
-    const float* s = shared + r / kTileRows * kSplit * kShare + n * kTileRows + r % kTileRows;
-    p.out[static_cast<int64_t>(pair_of(p, task, n)) * p.D + row] = to_bf16((s[0] + s[kShare]) * w2.global_scale);
-  }
-}
-
-template <Product P, int NT>
-__global__ void __launch_bounds__(kTiles * 32, NT == 1 ? 2 : 1) down_kernel(const __grid_constant__ Experts p) {
-  extern __shared__ float shared[];
-  // The plan is older than the kernel before this one, and read past L1: weights can be asked for now.
-  const bool idle = static_cast<int>(blockIdx.y) >= __ldcg(p.plan.task_count);
-  Task task{};
-  if (!idle) {
-    const int4 raw = __ldcg(reinterpret_cast<const int4*>(p.plan.tasks + blockIdx.y));
-    task = {raw.x, raw.y, raw.z, raw.w};
-    prefetch_tile(task.expert < 0 ? p.shared_w2 : at(p.w2, task.expert), blockIdx.x * kTiles + threadIdx.x / 32);
-  }
-  wait_for_previous();
-  if (idle) return;
-  if (task.expert < 0) down<Product::kFp8, NT>(p, task, p.shared_w2, shared);
-  else down<P, NT>(p, task, at(p.w2, task.expert), shared);
+  reinterpret_cast<uint2*>(p.act8 + i * kBlockK)[threadIdx.x % 32] = act8_four(v);
 }
 
 __global__ void combine_kernel(const bf16* out, const int32_t* ids, int T, int D, int k, bf16* y) {
@@ -347,36 +207,6 @@ __global__ void combine_kernel(const bf16* out, const int32_t* ids, int T, int D
   float sum = 0.0f;
   for (int j = 0; j < k; ++j) sum += to_float(out[(t * k + order[j]) * D + i]);
   y[t * D + i] = to_bf16(sum + to_float(out[(static_cast<int64_t>(T) * k + t) * D + i]));
-}
-
-template <Product P, int NT>
-Status launch_experts(OpContext& ctx, Experts p, unsigned tasks) {
-  // Two blocks share a processor where the registers allow it.
-  constexpr int kMost = NT == 1 ? kMaxSharedBytes / 2 : kMaxSharedBytes;
-  const auto plan_shared = [](int sums, int blocks, bool& staged) {
-    const int input = staged_bytes(NT * 8, blocks);
-    staged = sums + input <= kMost;
-    return sums + (staged ? input : 0);
-  };
-  const int up_bytes = plan_shared(2 * kSumBytes<NT>, ceil_div(p.D, kBlockK), p.x_staged);
-  const int down_bytes = plan_shared(kSumBytes<NT>, p.h_stride / kBlockK, p.h_staged);
-  const unsigned up_blocks = static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kRows));
-  const auto launch_up = [&](auto* kernel, unsigned warps) -> Status {
-    DSV4_TRY(allow_shared(kernel, up_bytes));
-    return enqueue(ctx, "up_kernel", kernel, dim3(up_blocks, tasks), warps * 32, static_cast<size_t>(up_bytes), p);
-  };
-  // One block per processor and warps to spare, or two of half as many warps.
-  if (NT == 1 && up_blocks * tasks <= 132) DSV4_TRY(launch_up(up_kernel<P, NT, NT == 1 ? 2 : 1>, 2 * kTiles));
-  else DSV4_TRY(launch_up(up_kernel<P, NT, 1>, kTiles));
-  const unsigned down_blocks = static_cast<unsigned>(ceil_div(p.D, kRows));
-  DSV4_TRY(allow_shared(down_kernel<P, NT>, down_bytes));
-  return enqueue(ctx, "down_kernel", down_kernel<P, NT>, dim3(down_blocks, tasks), kTiles * 32, static_cast<size_t>(down_bytes), p);
-}
-
-Status nvfp4_experts(OpContext& ctx, const Experts& p, unsigned tasks, int per_task) {
-  if (per_task == 8) return launch_experts<Product::kNvfp4, 1>(ctx, p, tasks);
-  if (per_task == 16) return launch_experts<Product::kNvfp4, 2>(ctx, p, tasks);
-  return launch_experts<Product::kNvfp4, 4>(ctx, p, tasks);
 }
 
 }  // namespace
@@ -423,8 +253,7 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
     case WeightFormat::kMxfp4: case WeightFormat::kNvfp4: case WeightFormat::kFp8Tile128: break;
     default: return Status(Code::kUnsupported, cat("cuda: experts of ", format_info(a.w1.format).name));
   }
-  const bool nvfp4 = a.w1.format == WeightFormat::kNvfp4;
-  const int64_t pairs = a.T * a.k;
+  const int64_t pairs = a.T * a.k, blocks = ceil_div<int64_t>(a.D, kBlockK);
   const int64_t I = ceil_div<int64_t>(std::max(a.I, a.shared_I), kBlockK) * kBlockK;
 
   Workspace::Scope scratch(ctx.workspace);
@@ -433,37 +262,29 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
             .weights = a.weights, .limit = a.limit, .T = static_cast<int32_t>(a.T), .D = static_cast<int32_t>(a.D),
             .I = static_cast<int32_t>(a.I), .shared_I = static_cast<int32_t>(a.shared_I),
             .k = static_cast<int32_t>(a.k), .h_stride = static_cast<int32_t>(I)};
-  DSV4_ASSIGN(p.h, scratch.take<uint8_t>((pairs + a.T) * I));
-  DSV4_ASSIGN(p.h_scales, scratch.take<float>((pairs + a.T) * (I / kBlockK)));
+  DSV4_ASSIGN(p.h, scratch.take<bf16>((pairs + a.T) * I));
   DSV4_ASSIGN(p.out, scratch.take<bf16>((pairs + a.T) * a.D));
-  const Product product = a.w1.format == WeightFormat::kMxfp4 ? Product::kMxfp4 : Product::kFp8;
-  if (!nvfp4 && plans_itself(a.T, a.k, std::max(a.D, I))) {
+  const Product product = product_of(a.w1.format);
+  if (plans_itself(a.T, a.k, std::max(a.D, I))) {
     p.raw = a.x;
     p.ids = a.ids;
     p.y = a.y;
     DSV4_ASSIGN(p.finished, scratch.take<int32_t>(ceil_div<int64_t>(a.D, kBlockK)));
     return experts(ctx, p, product, static_cast<unsigned>(std::min(pairs, a.E + pairs / 8) + 1), 8, true);
   }
-  const int per_task = nvfp4 ? (pairs <= 6 * a.E ? 8 : pairs <= 12 * a.E ? 16 : 32) : task_tokens(p, pairs, a.E);
-  // With many rows the shared expert reads its weights once per kManyTaskTokens of them.
-  const bool plan_shared = nvfp4 || a.T <= kFewRows;
+  const int per_task = task_tokens(p, pairs, a.E);
+  const bool plan_shared = a.T <= kFewRows;
   const int64_t tasks = std::min(pairs, a.E + pairs / per_task) + (plan_shared ? ceil_div<int64_t>(a.T, per_task) : 0);
   DSV4_ASSIGN(p.plan.tasks, scratch.take<Task>(tasks));
   DSV4_ASSIGN(p.plan.task_count, scratch.take<int32_t>(1));
   DSV4_ASSIGN(p.plan.lists, scratch.take<int32_t>(a.E * a.T));
-  const int64_t blocks = ceil_div<int64_t>(a.D, kBlockK);
-  DSV4_ASSIGN(uint8_t* codes, scratch.take<uint8_t>(a.T * blocks * kBlockK));
-  DSV4_ASSIGN(float* scales, scratch.take<float>(a.T * blocks));
-  p.x = codes;
-  p.x_scales = scales;
-
-  const Route route{.ids = a.ids, .x = a.x, .codes = codes, .scales = scales, .T = p.T, .E = static_cast<int32_t>(a.E),
-                    .k = p.k, .D = p.D, .per_task = per_task, .plan_shared = plan_shared, .in_order = !nvfp4,
-                    .plan = p.plan};
+  DSV4_ASSIGN(bf16* act8, scratch.take<bf16>(a.T * blocks * kBlockK));
+  p.x = act8;
+  const Route route{.ids = a.ids, .x = a.x, .act8 = act8, .T = p.T, .E = static_cast<int32_t>(a.E), .k = p.k, .D = p.D,
+                    .per_task = per_task, .plan_shared = plan_shared, .plan = p.plan};
   DSV4_TRY(enqueue(ctx, "route_kernel", route_kernel, static_cast<unsigned>(1 + ceil_div<int64_t>(a.T * blocks, 32)), 1024, 0,
                    route));
-  const unsigned n = static_cast<unsigned>(tasks);
-  DSV4_TRY(nvfp4 ? nvfp4_experts(ctx, p, n, per_task) : experts(ctx, p, product, n, per_task, plan_shared));
+  DSV4_TRY(experts(ctx, p, product, static_cast<unsigned>(tasks), per_task, plan_shared));
   const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(a.D, 256)), static_cast<unsigned>(a.T));
   return enqueue(ctx, "combine_kernel", combine_kernel, grid, 256, 0, p.out, a.ids, static_cast<int>(a.T), static_cast<int>(a.D), static_cast<int>(a.k), a.y);
 }

@@ -26,19 +26,16 @@ struct Experts {
   MatrixStack w1, w3, w2;
   Matrix shared_w1, shared_w3, shared_w2;
   Plan plan;
-  const bf16* raw;        // [T, D] where plan and quantised input are made by the kernels themselves; nullptr:
-  const uint8_t* x;       // [T, K] quantised input
-  const float* x_scales;  // [T, blocks]
-  const float* weights;   // [T, k]
-  uint8_t* h;             // [T * k + T, I padded] quantised
-  float* h_scales;        // [T * k + T, blocks of I]
-  bf16* out;              // [T * k + T, D]
-  const int32_t* ids;     // [T, k]
-  int32_t* finished;      // with raw: tasks done with a slice of the output
-  bf16* y;                // with raw: [T, D]
+  const bf16* raw;       // [T, D] where plan and act8 of the input are made by the kernels themselves; nullptr:
+  const bf16* x;         // [T, D padded to blocks] rounded by act8
+  const float* weights;  // [T, k]
+  bf16* h;               // [T * k + T, h_stride] rounded by act8
+  bf16* out;             // [T * k + T, D]
+  const int32_t* ids;    // [T, k]
+  int32_t* finished;     // with raw: tasks done with a slice of the output
+  bf16* y;               // with raw: [T, D]
   float limit;
-  int32_t T, D, I, shared_I, k, h_stride;  // h_stride: bytes
-  bool x_staged, h_staged;                 // inputs of a task through shared memory
+  int32_t T, D, I, shared_I, k, h_stride;
 };
 
 __device__ inline Matrix at(const MatrixStack& s, int expert) {
@@ -47,12 +44,6 @@ __device__ inline Matrix at(const MatrixStack& s, int expert) {
   m.scales += expert * s.scale_stride;
   m.global_scale = s.global_scales ? s.global_scales[expert] : 1.0f;
   return m;
-}
-
-// Pair of column n of a task: row of h and out.
-__device__ inline int pair_of(const Experts& p, const Task& task, int n) {
-  return task.expert < 0 ? p.T * p.k + task.first + n
-                         : p.plan.lists[static_cast<int64_t>(task.expert) * p.T + task.first + n];
 }
 
 // silu(a) u, both clamped. Comparisons as the definition has them: a NaN passes.
@@ -79,7 +70,6 @@ __device__ inline void prefetch_tile(const Matrix& m, int tile) {
   }
 }
 
-// Experts in MXFP4 or FP8; x and h in order of K.
 // Whether so few rows need neither a plan nor act8 of x, and y comes out (Experts::raw).
 bool plans_itself(int64_t T, int64_t k, int64_t D);
 // Tokens of a task for `pairs` of tokens and experts.
