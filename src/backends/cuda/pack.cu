@@ -198,6 +198,16 @@ Result<PackedWeight> pack(cudaStream_t s, const PackRequest& request) {
     }
   }
   const Sizes sizes = sizes_of(f, request.rows, request.cols);
+  if (f == WeightFormat::kFp8Tile128 || f == WeightFormat::kMxfp4) {
+    for (const WeightSource& source : request.sources) {
+      const uint8_t* scales = static_cast<const uint8_t*>(source.scale.data);
+      const int largest = *std::max_element(scales, scales + sizes.file_scale_bytes);
+      if (largest > largest_scale(f)) {
+        return Status(Code::kUnsupported, cat("cuda: a ", format_info(f).name, " scale of 2^", largest - 127, ": expected at most 2^",
+                                              largest_scale(f) - 127, "; --device cpu takes any"));
+      }
+    }
+  }
   auto packed = std::make_unique<Weight>();
   packed->role = request.role;
   packed->count = view.count;

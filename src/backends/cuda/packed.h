@@ -2,12 +2,11 @@
 // as the A operand of mma.m16n8k16 (and wgmma.m64nNk16), so that a warp streams a block with 16-byte loads and no shuffle.
 //
 // A matrix is [row tiles of 16][blocks of 128 along K][block bytes]; rows and K are padded with zeros.
-// Lane = 4 g + t holds rows g and g + 8. Blocks of quantised formats give lane t of a group of 32
-// along K the elements k = 16 s + 4 t + i (step s = 0, 1; i = 0..3), so that every step covers one
-// group of 16; BF16 blocks the elements k = 8 t + 4 s + i, so that the input can be read as it is.
-//   BF16  [4 groups of 32][2: row g, row g + 8][32 lanes][8 elements]            4096 bytes
+// Lane = 4 g + t holds rows g and g + 8, and of step s = 0, 1 of a group of 32 along K the elements k = 16 s + 2 t,
+// 2 t + 1, 8 + 2 t, 9 + 2 t (i = 0..3): the operand's own order, so that tokens lie in order of K.
+//   BF16  [4 groups of 32][2: row g, row g + 8][32 lanes][s0, s1]               4096 bytes
 //   E4M3  [4 groups of 32][32 lanes][row g: s0, s1; row g + 8: s0, s1]           2048 bytes
-//         four codes of a step as (k0, k2, k1, k3): two masks make two pairs of BF16
+//         four codes of a step as (i0, i2, i1, i3): two masks make two pairs of BF16
 //   E2M1  [2 groups of 64][32 lanes][group 0: row g, row g + 8; group 1: same]   1024 bytes
 //         eight codes of a row in one word, s0 then s1, as e2m1_to_bf16 wants them
 // Scales: E4M3 matrices keep the published [rows/128, K/128]; E2M1 [tile][block][16 rows][4 or 8].
@@ -50,27 +49,35 @@ DSV4_HD constexpr int block_scale_bytes(WeightFormat f) {
   return f == WeightFormat::kMxfp4 ? 64 : f == WeightFormat::kNvfp4 ? 128 : 0;
 }
 
+// The largest UE8M0 scale that kernels can put into an operand (multiply.cuh: code_factor); no checkpoint is known to
+// come near it.
+DSV4_HD constexpr int largest_scale(WeightFormat f) { return f == WeightFormat::kMxfp4 ? 128 : 134; }
+
 // Where element (row r of 16, k of 128) of a block lies.
 struct Place {
   int byte;     // of E2M1: of the word
-  int element;  // of E2M1: in the word, s0 first, in order of k
+  int element;  // of E2M1: in the word, s0 first
 };
 
-// Place of element i of four: (k0, k2, k1, k3).
+// Where element k of a row is: group of 32, step, lane t, i.
+struct Position {
+  int group, step, t, i;
+};
+DSV4_HD constexpr Position position_of(int k) { return {k / 32, k % 32 / 16, k % 8 / 2, k % 16 / 8 * 2 + k % 2}; }
+// Place of code i of four: (i0, i2, i1, i3).
 DSV4_HD constexpr int place_of_four(int i) { return i == 1 ? 2 : i == 2 ? 1 : i; }
 
 DSV4_HD constexpr Place place_bf16(int r, int k) {
-  const int j = k / 32, t = k % 32 / 8, e = k % 8, g = r % 8, high = r / 8;
-  return {(((j * 2 + high) * 32 + g * 4 + t) * 8 + e) * 2, 0};
+  const Position p = position_of(k);
+  return {(((p.group * 2 + r / 8) * 32 + r % 8 * 4 + p.t) * 8 + p.step * 4 + p.i) * 2, 0};
 }
 DSV4_HD constexpr Place place_e4m3(int r, int k) {
-  const int j = k / 32, s = k % 32 / 16, t = k % 16 / 4, i = k % 4, g = r % 8, high = r / 8;
-  return {(j * 32 + g * 4 + t) * 16 + high * 8 + s * 4 + place_of_four(i), 0};
+  const Position p = position_of(k);
+  return {(p.group * 32 + r % 8 * 4 + p.t) * 16 + r / 8 * 8 + p.step * 4 + place_of_four(p.i), 0};
 }
 DSV4_HD constexpr Place place_e2m1(int r, int k) {
-  const int j = k / 64, half = k % 64 / 32, s = k % 32 / 16, t = k % 16 / 4, i = k % 4;
-  const int g = r % 8, high = r / 8;
-  return {(j * 32 + g * 4 + t) * 16 + half * 8 + high * 4, s * 4 + i};
+  const Position p = position_of(k);
+  return {(p.group / 2 * 32 + r % 8 * 4 + p.t) * 16 + p.group % 2 * 8 + r / 8 * 4, p.step * 4 + p.i};
 }
 
 // A published E2M1 code in the bits of its word, and back. Pair p of elements (2 p, 2 p + 1) has one in each half of

@@ -8,65 +8,38 @@
 namespace dsv4::cuda {
 
 inline constexpr int kManyWarps = 8, kManyThreads = kManyWarps * 32;
-inline constexpr int kManyRows = kManyWarps * kTileRows;  // of a block of threads: two warpgroups
+inline constexpr int kManyRows = kManyWarps * kTileRows;  // of a block of threads and a tile per warp: two warpgroups
 
-// One block of K of N tokens: two halves of rows of 128 bytes, each as token_piece() has them. Within a group of 32
-// along K elements lie in the order in which the lanes of a weight's packed block have them.
+// One block of K of N tokens: two halves of rows of 128 bytes, each as token_piece() has them. A ring of them: one or
+// two are being multiplied, two on their way.
 template <int N>
 inline constexpr int kInputBytes = 2 * N * kTokenRowBytes;
+inline constexpr int kStages = 4;
+template <int N>
+inline constexpr int kRingBytes = kStages * kInputBytes<N>;
 
-// What a thread moves of a block of input: groups of 32 elements, through registers.
+// What a thread copies of a block of input: a piece of 16 bytes of some rows.
 template <int N>
 struct InputPieces {
-  static constexpr int kCount = N * 4 > kManyThreads ? N * 4 / kManyThreads : 1;
-  const char* from[kCount];  // the thread's group of block 0, or nullptr: absent
-  uint4 v[kCount][4];
-
-  // Two neighbouring groups of a row, then the next row: 8 threads write 8 different places of 16 bytes.
-  __device__ static int token_of(int i) { return (threadIdx.x + i * kManyThreads) / 2 % N; }
-  __device__ static int group_of(int i) { return (threadIdx.x + i * kManyThreads) / (2 * N) * 2 + threadIdx.x % 2; }
+  static constexpr int kRowsApart = kManyThreads / 16, kCount = N / kRowsApart;
+  const char* from[kCount];  // of block 0, or nullptr: absent
 
   // Token n is row row_of(n) of x, rows `stride` bytes apart.
   template <class RowOf>
   __device__ InputPieces(const void* x, int64_t stride, int tokens, const RowOf& row_of) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const bool present = token_of(i) < tokens && group_of(i) < 4;
-      from[i] = present ? static_cast<const char*>(x) + row_of(token_of(i)) * stride + group_of(i) * 64 : nullptr;
+      const int n = threadIdx.x / 16 + i * kRowsApart;
+      from[i] = n < tokens ? static_cast<const char*>(x) + row_of(n) * stride + threadIdx.x % 16 * 16 : nullptr;
     }
   }
-  __device__ void load(int block) {
+  __device__ void copy(char* to, int block) const {
+    const int piece = threadIdx.x % 16, n = threadIdx.x / 16;
+    to += piece / 8 * (N * kTokenRowBytes) + token_piece(n, piece % 8);
+    static_assert(kRowsApart % 8 == 0, "the same place in every tile");
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        v[i][c] = from[i] ? *reinterpret_cast<const uint4*>(from[i] + block * (kBlockK * 2) + c * 16) : uint4{0, 0, 0, 0};
-      }
-    }
-  }
-  // For weights of product P.
-  template <Product P>
-  __device__ void store(char* at) const {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int n = token_of(i), j = group_of(i);
-      if (N * 4 < kManyThreads && j >= 4) continue;
-      char* half = at + j / 2 * (N * kTokenRowBytes);
-      const auto put = [&](int c, uint32_t a, uint32_t b, uint32_t d, uint32_t e) {
-        *reinterpret_cast<uint4*>(half + token_piece(n, j % 2 * 4 + c)) = {a, b, d, e};
-      };
-      const uint4(&x)[4] = v[i];
-      if constexpr (P == Product::kBf16) {
-        put(0, x[0].x, x[1].x, x[2].x, x[3].x);
-        put(1, x[0].y, x[1].y, x[2].y, x[3].y);
-        put(2, x[0].z, x[1].z, x[2].z, x[3].z);
-        put(3, x[0].w, x[1].w, x[2].w, x[3].w);
-      } else {
-        put(0, x[0].x, x[0].z, x[1].x, x[1].z);
-        put(1, x[0].y, x[0].w, x[1].y, x[1].w);
-        put(2, x[2].x, x[2].z, x[3].x, x[3].z);
-        put(3, x[2].y, x[2].w, x[3].y, x[3].w);
-      }
+      copy_async_16_or_zero(to + i * kRowsApart * kTokenRowBytes, from[i] + block * (kBlockK * 2), from[i]);
     }
   }
 };
@@ -75,31 +48,41 @@ struct InputPieces {
 template <Product P, int MA, int N>
 inline constexpr bool kTwoAhead = MA * code_vectors(P) <= 4 && !(P == Product::kFp8 && N <= 64);
 
-// total += one block of this warp's MA tiles times N tokens at `input` in shared memory. All warps of a warpgroup come
-// together; `meanwhile` runs while the products do.
-template <Product P, int MA, int N, class Meanwhile>
-__device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input, float (&total)[MA][N / 2], const Meanwhile& meanwhile) {
+// What a warp has of weights before it begins.
+template <Product P, int MA, int N>
+struct Weights {
+  Block<P> now[MA], ahead[MA];
+};
+template <Product P, int MA>
+__device__ inline void load_blocks(const Tile (&tiles)[MA], int block, Block<P> (&b)[MA]) {
+#pragma unroll
+  for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], block, b[m]);
+}
+
+// total += one block of this warp's MA tiles times N tokens at `input` in shared memory, by two groups of products:
+// a tile each, or half of the block. Those before the last two groups have ended when it returns. All warps of a
+// warpgroup come together.
+template <Product P, int MA, int N>
+__device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input, float (&total)[MA][N / 2]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(input));
-  uint32_t a[MA][4][2][4];
+  static_assert(MA <= 2);
+  constexpr int kGroups = 2, kSteps = 4 * MA / kGroups;
 #pragma unroll
-  for (int m = 0; m < MA; ++m) wgmma_written(total[m]);
+  for (int i = 0; i < kGroups; ++i) {
+    uint32_t a[kSteps][2][4];
+    wgmma_wait<1>();
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-#pragma unroll
-    for (int m = 0; m < MA; ++m) {
-      operands<P>(b[m], j, a[m][j]);
+    for (int k = 0; k < kSteps; ++k) {
+      const int m = MA == 2 ? i : 0, j = MA == 2 ? k : i * kSteps + k;
+      operands<P>(b[m], j, a[k]);
       wgmma_arrive();
       const uint32_t tokens = at + j / 2 * (N * kTokenRowBytes) + j % 2 * 64;
-      wgmma_bf16(total[m], a[m][j][0], token_descriptor(tokens));
-      wgmma_bf16(total[m], a[m][j][1], token_descriptor(tokens + 32));
+      wgmma_bf16(total[m], a[k][0], token_descriptor(tokens));
+      wgmma_bf16(total[m], a[k][1], token_descriptor(tokens + 32));
     }
+    wgmma_commit();
   }
-  wgmma_commit();
-  meanwhile();
-  wgmma_wait<0>();
-#pragma unroll
-  for (int m = 0; m < MA; ++m) wgmma_written(total[m]);
 #else
   // Other architectures: warp by warp.
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -120,60 +103,66 @@ __device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input
       }
     }
   }
-  meanwhile();
 #endif
 }
 
-// What a warp has of weights before it begins.
-template <Product P, int MA, int N>
-struct Weights {
-  Block<P> now[MA], ahead[MA];
-};
-template <Product P, int MA>
-__device__ inline void load_blocks(const Tile (&tiles)[MA], int block, Block<P> (&b)[MA]) {
+// All products have ended; their sums may be read.
+template <int MA, int N>
+__device__ inline void products_done(float (&total)[MA][N]) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  wgmma_wait<0>();
 #pragma unroll
-  for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], block, b[m]);
+  for (int m = 0; m < MA; ++m) wgmma_written(total[m]);
+#endif
 }
 
 // total += MA tiles of this warp times N tokens over `count` blocks of K: `first`, then next(block) after each.
-// weights.now, and .ahead where two are loaded ahead, hold the first already. after(block, following) comes after each
-// block but the last. `ring`: two blocks of input, aligned to 1 KiB.
-template <Product P, int MA, int N, class Next, class After>
+// weights.now, and .ahead where two are loaded ahead, hold the first already. between(total) comes where
+// ends(block, following), with all products before done. `ring`: aligned to 1 KiB.
+template <Product P, int MA, int N, class Next, class Ends, class Between>
 __device__ inline void multiply_many(const Tile (&tiles)[MA], int first, int count, const Next& next, Weights<P, MA, N>& weights,
-                                     InputPieces<N>& input, char* ring, float (&total)[MA][N / 2], const After& after) {
-  int block = first, following = next(first);
-  if (count > 0) {
-    input.load(block);
-    input.template store<P>(ring);
-    if (count > 1) input.load(following);
-  }
-  fence_for_wgmma();
-  __syncthreads();
-  for (int i = 0; i < count; ++i) {
-    const int second = next(following);
-    multiply_block<P, MA, N>(weights.now, ring + i % 2 * kInputBytes<N>, total, [&] {
-      if (i + 1 == count) return;
-      input.template store<P>(ring + (i + 1) % 2 * kInputBytes<N>);
-      // The fence waits for loads too: those of the next blocks come after it.
-      fence_for_wgmma();
-      if (i + 2 < count) input.load(second);
-      if constexpr (kTwoAhead<P, MA, N>) {
+                                     const InputPieces<N>& input, char* ring, float (&total)[MA][N / 2], const Ends& ends,
+                                     const Between& between) {
+  int block = first, following = next(first), second = next(following);
+  if (count > 0) input.copy(ring, block);
+  copy_async_commit();
+  if (count > 1) input.copy(ring + kInputBytes<N>, following);
+  copy_async_commit();
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #pragma unroll
-        for (int m = 0; m < MA; ++m) weights.now[m] = weights.ahead[m];
-        if (i + 2 < count) load_blocks<P>(tiles, second, weights.ahead);
-      } else {
-        load_blocks<P>(tiles, following, P == Product::kBf16 ? weights.ahead : weights.now);
-      }
-    });
-    if (P == Product::kBf16) {
+  for (int m = 0; m < MA; ++m) wgmma_written(total[m]);
+#endif
+  for (int i = 0; i < count; ++i) {
+    copy_async_wait<1>();
+    fence_for_wgmma();
+    __syncthreads();
+    // Where the block before the last one was: its products have ended in every warp.
+    if (i + 2 < count) input.copy(ring + (i + 2) % kStages * kInputBytes<N>, second);
+    copy_async_commit();
+    if (P == Product::kBf16 && i + 1 < count) load_blocks<P>(tiles, following, weights.ahead);
+    multiply_block<P, MA, N>(weights.now, ring + i % kStages * kInputBytes<N>, total);
+    if constexpr (P == Product::kBf16) {
+      // The codes are the operands: they stay until the products have ended.
+      products_done(total);
 #pragma unroll
       for (int m = 0; m < MA; ++m) weights.now[m] = weights.ahead[m];
+    } else if constexpr (kTwoAhead<P, MA, N>) {
+#pragma unroll
+      for (int m = 0; m < MA; ++m) weights.now[m] = weights.ahead[m];
+      if (i + 2 < count) load_blocks<P>(tiles, second, weights.ahead);
+    } else {
+      if (i + 1 < count) load_blocks<P>(tiles, following, weights.now);
     }
-    if (i + 1 < count) after(block, following);
-    __syncthreads();
+    if (i + 1 < count && ends(block, following)) {
+      products_done(total);
+      between(total);
+    }
     block = following;
     following = second;
+    second = next(second);
   }
+  products_done(total);
+  copy_async_wait<0>();
 }
 
 }  // namespace dsv4::cuda

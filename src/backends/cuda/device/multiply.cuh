@@ -76,19 +76,14 @@ __device__ inline void load_block(const Tile& tile, int block, Block<P>& b) {
   }
 }
 
-// Codes in place of BF16 are value * 2^-120 (E4M3) or 2^-126 (E2M1): what they are multiplied by for value *
-// 2^(scale - 127). Scales of 2^8 or 4 and more, which no checkpoint is known to have, need a second factor.
+// Codes in place of BF16 are value * 2^-120 (E4M3) or 2^-126 (E2M1); this is what they are multiplied by for value *
+// 2^(scale - 127). Above largest_scale() it would overflow.
 template <Product P>
-inline constexpr uint32_t kOneFactor = P == Product::kFp8 ? 134 : 128;
+inline constexpr uint32_t kInPlace = P == Product::kFp8 ? 120 : 126;
 template <Product P>
 __device__ inline uint32_t code_factor(uint32_t scale) {
-  return (min(scale, kOneFactor<P>) + (254 - kOneFactor<P>) << 7) * 0x10001u;
+  return scale * 0x00800080u + kInPlace<P> * 0x00800080u;
 }
-template <Product P>
-__device__ inline uint32_t second_factor(uint32_t scale) {
-  return (max(scale, kOneFactor<P>) - kOneFactor<P> + 127u << 7) * 0x10001u;
-}
-
 // The A operands of both steps of group `j` of a block.
 template <Product P>
 __device__ inline void operands(const Block<P>& b, int j, uint32_t (&a)[2][4]) {
@@ -109,31 +104,18 @@ __device__ inline void operands(const Block<P>& b, int j, uint32_t (&a)[2][4]) {
     e4m3_to_bf16(v.y, factor, a[1][0], a[1][2]);
     e4m3_to_bf16(v.z, factor, a[0][1], a[0][3]);
     e4m3_to_bf16(v.w, factor, a[1][1], a[1][3]);
-    if (b.scales[0] > kOneFactor<P>) {
-      const uint32_t second = second_factor<P>(b.scales[0]);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = mul_bf16x2(a[i / 4][i % 4], second);
-    }
   } else {
     const uint4& v = b.codes[j / 2];
     const uint32_t words[2] = {j % 2 ? v.z : v.x, j % 2 ? v.w : v.y};
-    uint32_t scale[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       uint32_t pairs[4];
       e2m1_to_bf16(words[r], pairs);
-      scale[r] = P == Product::kMxfp4 ? b.scales[r] >> 8 * j & 0xffu : 127u;
-      const uint32_t factor = code_factor<P>(scale[r]);
+      const uint32_t factor = code_factor<P>(P == Product::kMxfp4 ? b.scales[r] >> 8 * j & 0xffu : 127u);
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i / 2][r + i % 2 * 2] = mul_bf16x2(pairs[i], factor);
     }
-    if constexpr (P == Product::kMxfp4) {
-      if (max(scale[0], scale[1]) > kOneFactor<P>) {
-        const uint32_t second[2] = {second_factor<P>(scale[0]), second_factor<P>(scale[1])};
-#pragma unroll
-        for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = mul_bf16x2(a[i / 4][i % 4], second[i % 2]);
-      }
-    } else {
+    if constexpr (P == Product::kNvfp4) {
       // A scale per step, in E4M3.
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -161,12 +143,37 @@ __device__ inline void load_ahead(const Tile (&tiles)[MA], int blocks, int first
   }
 }
 
-// total += the product of blocks first, first + step, ... of MA tiles with 8 tokens, the first of them `ahead`: BF16 in
-// order of K, `row` that of token g, or nullptr.
+// total += one block of MA tiles with 8 tokens, whose operands for this lane begin at `x`.
 template <Product P, int MA>
-__device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, int step, Ahead<P, MA>& ahead, const char* row,
+__device__ inline void multiply_block(const Block<P> (&b)[MA], const char* x, float (&total)[MA][4]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    uint32_t tokens[4];
+    ldmatrix(tokens, x + j * 64);
+    const uint32_t first[2] = {tokens[0], tokens[1]}, second[2] = {tokens[2], tokens[3]};
+#pragma unroll
+    for (int m = 0; m < MA; ++m) {
+      uint32_t a[2][4];
+      operands<P>(b[m], j, a);
+      mma_bf16(total[m], a[0], first);
+      mma_bf16(total[m], a[1], second);
+    }
+  }
+}
+
+// Rows of up to 8 tokens in shared memory, in order of K, `blocks` of them: 16 bytes apart modulo 128, so that eight
+// rows meet different banks. And where this lane's operands of the first block are (rows past the last: any row).
+__host__ __device__ constexpr int few_stride(int blocks) { return blocks * kBlockK * 2 + 16; }
+__device__ inline const char* few_tokens(const char* rows, int stride, int tokens) {
+  const int lane = threadIdx.x % 32;
+  return rows + min(lane % 8, tokens - 1) * stride + lane / 8 * 16;
+}
+
+// total += the product of blocks first, first + step, ... of MA tiles with up to 8 tokens, the first of the blocks
+// `ahead`; x of few_tokens().
+template <Product P, int MA>
+__device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, int step, Ahead<P, MA>& ahead, const char* x,
                                 float (&total)[MA][4]) {
-  const int t = threadIdx.x % 4;
   constexpr int kSteps = kDepth<P, MA>;
   for (int base = first; base < blocks; base += kSteps * step) {
 #pragma unroll
@@ -180,28 +187,7 @@ __device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, 
 #pragma unroll
         for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], block + kSteps * step, ahead[stage][m]);
       }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        uint4 x = {0, 0, 0, 0};
-        if (row) {
-          const char* at = row + block * (kBlockK * 2) + j * 64;
-          if constexpr (P == Product::kBf16) {
-            x = *reinterpret_cast<const uint4*>(at + t * 16);
-          } else {
-            const uint2 low = *reinterpret_cast<const uint2*>(at + t * 8);
-            const uint2 high = *reinterpret_cast<const uint2*>(at + 32 + t * 8);
-            x = {low.x, low.y, high.x, high.y};
-          }
-        }
-        const uint32_t first_step[2] = {x.x, x.y}, second_step[2] = {x.z, x.w};
-#pragma unroll
-        for (int m = 0; m < MA; ++m) {
-          uint32_t a[2][4];
-          operands<P>(b[m], j, a);
-          mma_bf16(total[m], a[0], first_step);
-          mma_bf16(total[m], a[1], second_step);
-        }
-      }
+      multiply_block<P>(b, x + block * (kBlockK * 2), total);
     }
   }
 }

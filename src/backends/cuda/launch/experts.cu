@@ -49,8 +49,7 @@ template <Product P, int WPT, class RowOf>
 __device__ void multiply_few(const Tile (&tiles)[kPair], const Work<RowOf>& w, char* shared, float*& sums) {
   constexpr int kWarps = kTiles * WPT;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-  // Rows 32 bytes apart modulo 128: loads of four tokens meet different banks.
-  const int stride = w.blocks * kBlockK * 2 + 32;
+  const int stride = few_stride(w.blocks);
   sums = reinterpret_cast<float*>(shared + kFew * stride);
   const int first = WPT == 2 ? warp / kTiles : 0;
   Ahead<P, kPair> ahead;
@@ -71,11 +70,11 @@ __device__ void multiply_few(const Tile (&tiles)[kPair], const Work<RowOf>& w, c
     copy_async_wait<0>();
   }
   __syncthreads();
-  const char* row = g < w.count ? shared + g * stride : nullptr;
+  const char* x = few_tokens(shared, stride, w.count);
   for (int share = first; share < kShares; share += WPT) {
     if (share != first) load_ahead<P>(tiles, w.blocks, share, kShares, ahead);
     float total[kPair][4] = {};
-    multiply<P>(tiles, w.blocks, share, kShares, ahead, row, total);
+    multiply<P>(tiles, w.blocks, share, kShares, ahead, x, total);
     for (int m = 0; m < kPair; ++m) {
       float* mine = sums + ((warp % kTiles * kPair + m) * kShares + share) * kShareSums;
       for (int i = 0; i < 4; ++i) mine[(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[m][i];
@@ -88,17 +87,17 @@ __device__ void multiply_few(const Tile (&tiles)[kPair], const Work<RowOf>& w, c
 template <Product P, int N, class RowOf>
 __device__ void multiply_shares(const Tile (&tiles)[kPair], const Work<RowOf>& w, char* shared, float (&total)[kPair][N / 2]) {
   static_assert(kShares == 2, "the first share is kept, the second added to it");
-  float* spare = reinterpret_cast<float*>(shared + 2 * kInputBytes<N>) + threadIdx.x;
+  float* spare = reinterpret_cast<float*>(shared + kRingBytes<N>) + threadIdx.x;
   const auto next = [&](int block) { return block + kShares < w.blocks ? block + kShares : block % kShares + 1; };
   Weights<P, kPair, N> weights = {};
   load_blocks<P>(tiles, 0, weights.now);
   if (kTwoAhead<P, kPair, N> && w.blocks > 1) load_blocks<P>(tiles, next(0), weights.ahead);
-  InputPieces<N> input(w.x, w.stride * int64_t{2}, w.count, w.row_of);
-  multiply_many<P, kPair, N>(tiles, 0, w.blocks, next, weights, input, shared, total, [&](int block, int following) {
-    if (following % kShares == block % kShares) return;
+  const InputPieces<N> input(w.x, w.stride * int64_t{2}, w.count, w.row_of);
+  const auto ends = [](int block, int following) { return following % kShares != block % kShares; };
+  multiply_many<P, kPair, N>(tiles, 0, w.blocks, next, weights, input, shared, total, ends, [&](float (&sums)[kPair][N / 2]) {
 #pragma unroll
     for (int e = 0; e < kPair * N / 2; ++e) {
-      float& v = total[e / (N / 2)][e % (N / 2)];
+      float& v = sums[e / (N / 2)][e % (N / 2)];
       spare[e * kManyThreads] = v;
       v = 0.0f;
     }
@@ -388,9 +387,9 @@ __global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<N, WPT>)
   end(part);
 }
 
-constexpr int few_bytes(int blocks) { return kFew * (blocks * kBlockK * 2 + 32) + kSumBytes; }
+constexpr int few_bytes(int blocks) { return kFew * few_stride(blocks) + kSumBytes; }
 template <int N>
-constexpr int kManyBytes = std::max(2 * kInputBytes<N> + kPair * N / 2 * kManyThreads * 4, N * (kDownRows + 2) * 4);
+constexpr int kManyBytes = std::max(kRingBytes<N> + kPair * N / 2 * kManyThreads * 4, N * (kDownRows + 2) * 4);
 template <int N>
 constexpr int shared_bytes(int blocks) {
   return N == kFew ? few_bytes(blocks) : kManyBytes<N>;

@@ -13,9 +13,10 @@ namespace dsv4::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kFewTokens = 8;              // of one block
-constexpr int kPrefetchBytes = 8 * 1024;   // of a warp's weights
-constexpr int kStagedBytes = 72 * 1024;    // act8 of the input that a block makes for itself: two blocks share a processor
+constexpr int kFewTokens = 8;             // of one block at most
+constexpr int kPrefetchBytes = 8 * 1024;  // of a warp's weights
+constexpr int kInputBytes = 96 * 1024;    // of a block: two share a processor
+constexpr int kShareSums = kFewTokens * kTileRows;
 
 // 1 / root mean square of up to 8 rows, with the sums of rms_norm. `sums` [8][kWarps].
 __device__ void inverse_rms(const LinearParams& p, float (*sums)[kWarps], float* inverse) {
@@ -66,31 +67,31 @@ __device__ void stage_act8(const LinearParams& p, int blocks, char* rows, int st
   __syncthreads();
 }
 
-// total = this warp's tile times tokens first_token + g, over share `part` of K. Weights do not depend on the kernels
+// total = this warp's tile times the tokens of the block, over share `part` of K. Weights do not depend on the kernels
 // before: the first are on their way while those still run.
 template <Product P>
-__device__ void multiply_share(const LinearParams& p, const LinearJob& job, int tile, int part, int first_token, char* shared,
-                               float (&total)[1][4]) {
-  const int blocks = (p.K + kBlockK - 1) / kBlockK, g = threadIdx.x % 32 / 4;
-  const bool inside = tile < job.w.tiles();
+__device__ void multiply_share(const LinearParams& p, const LinearJob& job, bool inside, int tile, int part, int first_token, int tokens,
+                               char* shared, float (&total)[1][4]) {
+  const int blocks = (p.K + kBlockK - 1) / kBlockK, stride = few_stride(blocks);
   const Tile tiles[1] = {tile_of<P>(job.w, inside ? tile : 0)};
   Ahead<P, 1> ahead;
   if (inside) load_ahead<P>(tiles, blocks, part, job.split, ahead);
   wait_for_previous();
-  const bool present = first_token + g < p.T;
-  const char* row = nullptr;
   if (job.act8 && !p.act8) {
-    // Rows 32 bytes apart modulo 128: loads of four tokens meet different banks.
-    const int stride = blocks * kBlockK * 2 + 32;
     stage_act8(p, blocks, shared, stride);
-    if (present) row = shared + g * stride;
-  } else if (present) {
-    const int64_t token = first_token + g;
-    const int group = p.rows_per_group ? tile * kTileRows / p.rows_per_group : 0;
-    row = reinterpret_cast<const char*>(job.act8 ? p.act8 + token * blocks * kBlockK
-                                                 : p.x + token * p.x_stride + static_cast<int64_t>(group) * p.K);
+  } else {
+    // Tiles of a block are of one group.
+    const int group = p.rows_per_group ? (blockIdx.x - job.first_block) * job.tiles_here * kTileRows / p.rows_per_group : 0;
+    for (int t = 0; t < tokens; ++t) {
+      const int64_t token = first_token + t;
+      const bf16* from = job.act8 ? p.act8 + token * blocks * kBlockK : p.x + token * p.x_stride + static_cast<int64_t>(group) * p.K;
+      for (int i = threadIdx.x; i < blocks * 16; i += kWarps * 32) copy_async_16(shared + t * stride + i * 16, from + i * 8);
+    }
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
   }
-  if (inside) multiply<P>(tiles, blocks, part, job.split, ahead, row, total);
+  if (inside) multiply<P>(tiles, blocks, part, job.split, ahead, few_tokens(shared, stride, tokens), total);
 }
 
 __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_constant__ LinearParams p) {
@@ -100,25 +101,25 @@ __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_con
   while (j + 1 < p.n && static_cast<int>(blockIdx.x) >= p.jobs[j + 1].first_block) ++j;
   const LinearJob& job = p.jobs[j];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int first_token = blockIdx.y * kFewTokens, tokens = min(kFewTokens, p.T - first_token);
-  const int tiles_here = kWarps / job.split, first_tile = (blockIdx.x - job.first_block) * tiles_here;
+  const int first_token = blockIdx.y * p.few, tokens = min(p.few, p.T - first_token);
+  const int tiles_here = job.tiles_here, first_tile = (blockIdx.x - job.first_block) * tiles_here;
   const int tile = first_tile + warp / job.split, part = warp % job.split;
+  const bool inside = warp / job.split < tiles_here && tile < job.w.tiles();
   // All blocks of a grid together ask for less than L2 holds.
-  if (blockIdx.y == 0 && part == 0 && lane == 0 && tile < job.w.tiles()) {
+  if (blockIdx.y == 0 && part == 0 && lane == 0 && inside) {
     const int64_t bytes = static_cast<int64_t>(job.w.blocks()) * block_code_bytes(job.w.format);
     prefetch_l2(job.w.codes + tile * bytes, static_cast<uint32_t>(min(bytes, int64_t{kPrefetchBytes} * job.split)));
   }
   float total[1][4] = {};
   switch (job.product) {
-    case Product::kBf16: multiply_share<Product::kBf16>(p, job, tile, part, first_token, shared, total); break;
-    case Product::kFp8: multiply_share<Product::kFp8>(p, job, tile, part, first_token, shared, total); break;
-    case Product::kMxfp4: multiply_share<Product::kMxfp4>(p, job, tile, part, first_token, shared, total); break;
-    case Product::kNvfp4: multiply_share<Product::kNvfp4>(p, job, tile, part, first_token, shared, total); break;
+    case Product::kBf16: multiply_share<Product::kBf16>(p, job, inside, tile, part, first_token, tokens, shared, total); break;
+    case Product::kFp8: multiply_share<Product::kFp8>(p, job, inside, tile, part, first_token, tokens, shared, total); break;
+    case Product::kMxfp4: multiply_share<Product::kMxfp4>(p, job, inside, tile, part, first_token, tokens, shared, total); break;
+    case Product::kNvfp4: multiply_share<Product::kNvfp4>(p, job, inside, tile, part, first_token, tokens, shared, total); break;
   }
 
   // Shares of K in order of the warps; neighbouring threads write neighbouring rows of one token.
-  constexpr int kShareSums = kFewTokens * kTileRows;
-  float* sums = reinterpret_cast<float*>(shared + p.staged_bytes);
+  float* sums = reinterpret_cast<float*>(shared + min(p.few, p.T) * few_stride(job.w.blocks()));
   float* mine = sums + warp * kShareSums;
   for (int i = 0; i < 4; ++i) mine[(2 * t + i % 2) * kTileRows + g + i / 2 * 8] = total[0][i];
   __syncthreads();
@@ -168,17 +169,15 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
     (job.act8 ? act8 : raw) = true;
   }
   const int blocks = ceil_div(p.K, kBlockK);
-  const int staged = p.T * (blocks * kBlockK * 2 + 32);
-  const bool stages = act8 && p.T <= kFewTokens && staged <= kStagedBytes;
+  p.few = std::clamp(kInputBytes / few_stride(blocks), 1, kFewTokens);
+  const bool stages = act8 && p.T <= p.few;
   if (p.norm && (!stages || raw || p.K % 2 != 0)) {
     DSV4_ASSIGN(bf16* normed, scratch.take<bf16>(static_cast<int64_t>(p.T) * p.K));
     DSV4_TRY(rms_norm(ctx, {.x = p.x, .w = p.norm, .y = normed, .T = p.T, .N = p.K, .eps = p.norm_eps}));
     p.x = normed;
     p.norm = nullptr;
   }
-  if (stages) {
-    p.staged_bytes = staged;
-  } else if (act8) {
+  if (act8 && !stages) {
     DSV4_ASSIGN(p.act8, padded_input(ctx, scratch, p.x, p.T, p.K, true));
   }
   p.x_stride = groups * p.K;
@@ -189,21 +188,24 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
     p.K = blocks * kBlockK;
     p.x_stride = groups * p.K;
   }
-  if (p.T > kFewTokens) DSV4_TRY(linear_many(ctx, p));
+  if (p.T > p.few) DSV4_TRY(linear_many(ctx, p));
   if (p.n == 0) return {};
   unsigned grid = 0;
   for (int i = 0; i < p.n; ++i) {
-    p.jobs[i].first_block = static_cast<int32_t>(grid);
-    grid += static_cast<unsigned>(ceil_div(p.jobs[i].w.tiles(), kWarps / p.jobs[i].split));
+    LinearJob& job = p.jobs[i];
+    job.tiles_here = kWarps / job.split;
+    while (p.rows_per_group / kTileRows % job.tiles_here != 0) job.tiles_here /= 2;
+    job.first_block = static_cast<int32_t>(grid);
+    grid += static_cast<unsigned>(ceil_div(job.w.tiles(), job.tiles_here));
   }
-  const int bytes = p.staged_bytes + kWarps * kFewTokens * kTileRows * static_cast<int>(sizeof(float));
+  const int bytes = std::min(p.few, p.T) * few_stride(blocks) + kWarps * kShareSums * 4;
   DSV4_TRY(allow_shared(linear_kernel, bytes));
-  const dim3 all(grid, static_cast<unsigned>(ceil_div(p.T, kFewTokens)));
+  const dim3 all(grid, static_cast<unsigned>(ceil_div(p.T, p.few)));
   return enqueue(ctx, "linear_kernel", linear_kernel, all, kWarps * 32, static_cast<size_t>(bytes), p);
 }
 
 LinearJob make_job(const WeightView& w, void* y, DType dtype) {
-  return {.w = matrix(w), .y = y, .first_block = 0, .split = 1, .product = Product::kBf16, .act8 = false, .y_f32 = dtype == DType::kF32};
+  return {.w = matrix(w), .y = y, .first_block = 0, .tiles_here = 0, .split = 1, .product = Product::kBf16, .act8 = false, .y_f32 = dtype == DType::kF32};
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ struct LinearJob {
   Matrix w;
   void* y;
   int32_t first_block;  // of the grid; of many tokens: cluster
+  int32_t tiles_here;   // of a block of few tokens
   int32_t split;        // shares of K
   Product product;
   bool act8;  // whether the input is rounded by act8 first
@@ -25,7 +26,7 @@ struct LinearJob {
 struct LinearParams {
   LinearJob jobs[kMaxStackedLinears];
   int32_t n, T, K;
-  int32_t staged_bytes;    // of shared memory, before the partial sums
+  int32_t few;             // tokens of a block of few
   const bf16* x;           // rows x_stride apart; of group g, K * g further
   int64_t x_stride;        // elements
   const bf16* norm;        // [K] of an RMSNorm of x, or nullptr

@@ -14,7 +14,7 @@ namespace {
 constexpr int kSumRow = kManyRows + 4;  // floats of one token's sums on their way out: lanes meet different banks
 constexpr int kNearTiles = 8;           // of tokens: their blocks run at one time, so that L2 holds what they share
 template <int N>
-constexpr int kSharedBytes = std::max(2 * kInputBytes<N>, N * kSumRow * 4);
+constexpr int kSharedBytes = std::max(kRingBytes<N>, N * kSumRow * 4);
 // Two blocks on a processor where registers allow it.
 template <Product P, int N>
 constexpr int kBlocksPerProcessor = N <= 64 && P == Product::kFp8 ? 2 : 1;
@@ -51,10 +51,11 @@ __global__ void __launch_bounds__(kManyThreads, kBlocksPerProcessor<P, N>)
   const int group = p.rows_per_group ? first_row / p.rows_per_group : 0;
   const int64_t stride = job.act8 ? blocks * kBlockK : p.x_stride;
   const bf16* x = (job.act8 ? p.act8 : p.x + static_cast<int64_t>(group) * p.K) + first_token * stride;
-  InputPieces<N> input(x, stride * 2, first_row < job.w.rows ? tokens : 0, [](int n) { return static_cast<int64_t>(n); });
+  const InputPieces<N> input(x, stride * 2, first_row < job.w.rows ? tokens : 0, [](int n) { return static_cast<int64_t>(n); });
   float total[1][N / 2] = {};
   multiply_many<P, 1, N>(mine, share, first_row < job.w.rows ? count : 0, [&](int block) { return block + job.split; }, weights,
-                         input, ring, total, [](int, int) {});
+                         input, ring, total, [](int, int) { return false; }, [](auto&) {});
+  __syncthreads();
 
   // Sums [token][row] through shared memory; the blocks of a cluster share the tokens out among them.
   float* sums = reinterpret_cast<float*>(ring);

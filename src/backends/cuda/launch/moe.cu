@@ -97,7 +97,8 @@ __global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
 constexpr int kRouterBlocks = 8, kRouterWarps = 16;
 __global__ void __launch_bounds__(kRouterWarps * 32)
     few_router_kernel(const Select p, const Matrix gate, const bf16* x, int split) {
-  extern __shared__ float shared[];  // logits [T, E rounded to tiles], of the first block; scores and ranks [T, 2, E]
+  // logits [T, E rounded to tiles], of the first block; scores and ranks [T, 2, E]; the rows of x
+  extern __shared__ __align__(1024) float shared[];
   __shared__ float sums[kRouterWarps][8 * kTileRows];
   namespace cg = cooperative_groups;
   cg::cluster_group cluster = cg::this_cluster();
@@ -115,7 +116,16 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
   }
   wait_for_previous();
   cluster.sync();  // all blocks run: their shared memory may be written
-  const char* row = g < p.T ? reinterpret_cast<const char*>(x + static_cast<int64_t>(g) * gate.cols) : nullptr;
+  char* rows = reinterpret_cast<char*>(shared) + p.T * (columns + 2 * p.E) * 4;
+  const int stride = few_stride(gate.blocks());
+  for (int t = 0; t < p.T; ++t) {
+    const bf16* from = x + static_cast<int64_t>(t) * gate.cols;
+    for (int i = threadIdx.x; i < gate.cols / 8; i += kRouterWarps * 32) copy_async_16(rows + t * stride + i * 16, from + i * 8);
+  }
+  copy_async_commit();
+  copy_async_wait<0>();
+  __syncthreads();
+  const char* tokens = few_tokens(rows, stride, p.T);
   float* logits = cluster.map_shared_rank(shared, 0);
   for (int base = first; base < tiles; base += kRouterBlocks * per_block) {
     const int tile = base + warp / split;
@@ -123,7 +133,7 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
     float total[1][4] = {};
     if (tile < tiles) {
       if (base != first) load_ahead<Product::kBf16>(mine, gate.blocks(), part, split, ahead);
-      multiply<Product::kBf16>(mine, gate.blocks(), part, split, ahead, row, total);
+      multiply<Product::kBf16>(mine, gate.blocks(), part, split, ahead, tokens, total);
     }
     for (int i = 0; i < 4; ++i) sums[warp][(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[0][i];
     __syncthreads();
@@ -221,7 +231,7 @@ Status router(OpContext& ctx, const RouterArgs& a) {
                  .E = static_cast<int32_t>(a.E), .k = static_cast<int32_t>(a.k)};
   const Matrix& gate = matrix(a.gate);
   if (a.T <= 8 && gate.format == WeightFormat::kBf16 && gate.cols % kBlockK == 0) {
-    const int bytes = p.T * (gate.tiles() * kTileRows + 2 * p.E) * 4;
+    const int bytes = p.T * ((gate.tiles() * kTileRows + 2 * p.E) * 4 + few_stride(gate.blocks()));
     if (bytes <= kMaxSharedBytes / 2) {
       DSV4_TRY(allow_shared(few_router_kernel, bytes));
       return enqueue_clusters(ctx, "few_router_kernel", few_router_kernel, kRouterBlocks, kRouterBlocks, kRouterWarps * 32,
