@@ -74,13 +74,22 @@ __device__ float warp_sums(float (&v)[N]) {
   return sum;
 }
 
-// post and comb of one token by one warp; every lane holds the whole matrix.
+// A lane's factor and addend of post and comb.
 template <int HC>
-__device__ void site_end(const Hc& p, int64_t t, const float* z, const float* base, const float* scale) {
+struct SiteEnd {
+  float post_scale, post_base, comb_scale, comb_base;
+  __device__ SiteEnd(const float* scale, const float* base)
+      : post_scale(scale[1]), post_base(base[HC + threadIdx.x % HC]), comb_scale(scale[2]),
+        comb_base(base[2 * HC + threadIdx.x % (HC * HC)]) {}
+};
+
+// post and comb of one token by one warp from its sums z, one a lane; every lane holds the whole matrix.
+template <int HC>
+__device__ void site_end(const Hc& p, int64_t t, float z, const SiteEnd<HC>& end) {
   const int lane = threadIdx.x % 32;
-  if (lane < HC) p.post[t * HC + lane] = 2.0f * sigmoid(z[HC + lane] * scale[1] + base[HC + lane]);
-  const int at = 2 * HC + lane % (HC * HC);
-  const float value = z[at] * scale[2] + base[at];
+  const float post = __shfl_sync(~0u, z, HC + lane % HC);
+  if (lane < HC) p.post[t * HC + lane] = 2.0f * sigmoid(post * end.post_scale + end.post_base);
+  const float value = __shfl_sync(~0u, z, 2 * HC + lane % (HC * HC)) * end.comb_scale + end.comb_base;
   float top = value;
   for (int i = 1; i < HC; i *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
   const float e = expf(value - top);
@@ -277,13 +286,14 @@ __global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__
     };
     if (warp == kWarps) {
       // The others need not wait for Sinkhorn; all that it reads of theirs is read before.
+      const SiteEnd<HC> end(scale, base);
       if (p.post) {
         for (int n = rank; n < tokens; n += blocks) z[n][lane] = project(n);
       }
       __syncwarp();
       asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
       if (p.post) {
-        for (int n = rank; n < tokens; n += blocks) site_end<HC>(p, first + n, z[n], base, scale);
+        for (int n = rank; n < tokens; n += blocks) site_end<HC>(p, first + n, z[n][lane], end);
       }
       __syncwarp();
       asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
