@@ -4,16 +4,13 @@
 // Many tokens: hc_many.cu.
 #include "backends/cuda/launch/hc.h"
 
-#include <cooperative_groups.h>
-
+#include "backends/cuda/device/cluster.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/ops.h"
 #include "base/str.h"
 
 namespace dsv4::cuda {
 namespace {
-
-namespace cg = cooperative_groups;
 
 constexpr int kThreads = kShares * 32;
 constexpr int kSinkhorn = kShares - 1;  // warp that does Sinkhorn, whose result only the site's end needs
@@ -43,58 +40,69 @@ __global__ void __launch_bounds__(256) hc_post_kernel(const Hc p) {
   }
 }
 
-// Stream j of a token after post: a lane's 8 columns of a part.
+// A lane's 8 columns of a part of one token, all streams, and of what post adds to stream j.
 template <int HC>
-__device__ void load_stream(const Hc& p, int64_t t, int j, int first_column, int count, uint2 (&x)[2]) {
-  const int64_t row = p.rows ? p.rows[t] : t;
-  float comb[HC] = {}, post = 0.0f;
-  if (p.out) {
-    comb_column<HC>(p.old_comb + t * HC * HC, j, comb);
-    post = p.old_post[t * HC + j];
-  }
+struct Columns {
+  uint2 x[HC][2], out[2];
+
+  __device__ void load(const Hc& p, int64_t t, int first_column, int count) {
+    const bf16* streams = p.streams + (p.rows ? p.rows[t] : t) * HC * p.D + first_column;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int at = (i * 32 + static_cast<int>(threadIdx.x % 32)) * 4;
-    x[i] = {0, 0};
-    if (at >= count) continue;
-    const bf16* streams = p.streams + row * HC * p.D + first_column + at;
-    if (!p.out) {
-      x[i] = *reinterpret_cast<const uint2*>(streams + j * p.D);
-      continue;
-    }
-    uint32_t low[HC], high[HC];
+    for (int i = 0; i < 2; ++i) {
+      const int at = (i * 32 + static_cast<int>(threadIdx.x % 32)) * 4;
 #pragma unroll
-    for (int l = 0; l < HC; ++l) {
-      const uint2 w = *reinterpret_cast<const uint2*>(streams + l * p.D);
-      low[l] = w.x;
-      high[l] = w.y;
+      for (int l = 0; l < HC; ++l) {
+        x[l][i] = at < count ? *reinterpret_cast<const uint2*>(streams + l * p.D + at) : uint2{0, 0};
+      }
+      out[i] = p.out && at < count ? *reinterpret_cast<const uint2*>(p.out + t * p.D + first_column + at) : uint2{0, 0};
     }
-    const uint2 out = *reinterpret_cast<const uint2*>(p.out + t * p.D + first_column + at);
-    x[i] = {post_pair<HC>(post, comb, out.x, low), post_pair<HC>(post, comb, out.y, high)};
   }
-}
+
+  // Stream j, after post if there is one.
+  __device__ void take(const Hc& p, int j, float post, const float (&comb)[HC], uint2 (&to)[2]) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      to[i] = x[0][i];
+      uint32_t low[HC], high[HC];
+#pragma unroll
+      for (int l = 0; l < HC; ++l) {
+        low[l] = x[l][i].x;
+        high[l] = x[l][i].y;
+        if (l == j) to[i] = x[l][i];
+      }
+      if (p.out) to[i] = {post_pair<HC>(post, comb, out[i].x, low), post_pair<HC>(post, comb, out[i].y, high)};
+    }
+  }
+};
 
 template <int HC, int PARTS>
-__global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__ Hc p) {
+__global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__ Hc p, int blocks) {
   constexpr int kColumns = PARTS * kPart, kPairs = kColumns / 2, kSlices = PARTS * HC, kTerms = kPairs / 32;
+  constexpr int kSquares = kMixRow - 1;  // place in a row of sums
   static_assert(kPairs / 32 <= kSinkhorn && kHcWarps <= kSinkhorn);
   extern __shared__ float4 shared[];  // [mix][HC][kPart]: fn of the second part
-  __shared__ float sums[kSlices][kMixRow], shares[kShares][32], squares[kTerms];
+  __shared__ float4 sums[kMaxCluster * kSlices][kMixRow / 4];
+  __shared__ float shares[kShares][32], squares[kMaxCluster * kTerms];
   __shared__ uint2 xs[HC][kColumns / 4];
-  const cg::cluster_group cluster = cg::this_cluster();
-  const int rank = static_cast<int>(cluster.block_rank()), blocks = static_cast<int>(cluster.num_blocks());
-  const int first_column = rank * kColumns, count = min(kColumns, p.D - first_column);
+  __shared__ Arrivals sums_here, squares_here;
+  const int rank = blockIdx.x % blocks, first_column = rank * kColumns, count = min(kColumns, p.D - first_column);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t t = blockIdx.x / blocks;
   const float* second_fn = reinterpret_cast<const float*>(shared);
 
+  if (threadIdx.x == 0) {
+    expect_arrivals(sums_here, blocks * kSlices * ((p.mix + 3) / 4 * 16 + 4));
+    if (p.norm) expect_arrivals(squares_here, blocks * kTerms * 4);
+  }
+  __syncwarp();
+  block_started();
   // A warp's stream and rows of fn, if it has any.
   const int j = warp % HC, first_row = warp / HC * kFnRows;
   const bool holds = first_row < p.mix;
   HeldRows fn;
   if (holds) fn.load<HC>(p, first_row, j, first_column, count);
   if constexpr (PARTS == 2) {
-    for (int i = threadIdx.x; i < p.mix * HC * (kPart / 4); i += blockDim.x) {
+    for (int i = threadIdx.x; i < p.mix * HC * (kPart / 4); i += kThreads) {
       const int row = i / (kPart / 4), at = kPart + i % (kPart / 4) * 4;  // row = r * HC + j
       if (at < count) copy_async_16(shared + i, p.fn + row * p.D + first_column + at);
       else shared[i] = {0, 0, 0, 0};
@@ -107,14 +115,21 @@ __global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__
   const float pre_scale = p.scale[0], pre_base = p.base[lane % HC];
   SiteEnd site;
   if (warp == kSinkhorn && p.post) site.load<HC>(p);
+  blocks_started();
   wait_for_previous();
 
   uint2 x[PARTS][2];
   if (holds) {
+    Columns<HC> columns[PARTS];
 #pragma unroll
-    for (int part = 0; part < PARTS; ++part) {
-      load_stream<HC>(p, t, j, first_column + part * kPart, count - part * kPart, x[part]);
+    for (int part = 0; part < PARTS; ++part) columns[part].load(p, t, first_column + part * kPart, count - part * kPart);
+    float comb[HC] = {}, post = 0.0f;
+    if (p.out) {
+      comb_column<HC>(p.old_comb + t * HC * HC, j, comb);
+      post = p.old_post[t * HC + j];
     }
+#pragma unroll
+    for (int part = 0; part < PARTS; ++part) columns[part].take(p, j, post, comb, x[part]);
   }
   if constexpr (PARTS == 2) {
     copy_async_wait<0>();
@@ -138,68 +153,72 @@ __global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__
       }
       dots[r] = lane_dot(w, v);
     }
+    // Four rows of a slice to one block per lane.
     const float sum = warp_sums<kFnRows>(dots);
+    float4* slice = sums[(rank * PARTS + part) * HC + j];
     constexpr int kLanes = 32 / kFnRows;
-    const int row = first_row + lane / kLanes;
-    if (lane % kLanes == 0 && row < p.mix) sums[part * HC + j][row] = sum;
+    const int to = lane / 2, half = lane % 2 * 4;
+    float4 four;
+    four.x = __shfl_sync(~0u, sum, half * kLanes);
+    four.y = __shfl_sync(~0u, sum, (half + 1) * kLanes);
+    four.z = __shfl_sync(~0u, sum, (half + 2) * kLanes);
+    four.w = __shfl_sync(~0u, sum, (half + 3) * kLanes);
+    if (to < blocks && first_row + half < p.mix) {
+      send(slice + (first_row + half) / 4, four, sums_here, to);
+    }
     if (first_row > 0) continue;
     const float square = warp_sum(lane_dot(v, v));
-    if (lane == 0) sums[part * HC + j][p.mix] = square;
+    if (lane < blocks) send(reinterpret_cast<float*>(slice) + kSquares, square, sums_here, lane);
 #pragma unroll
     for (int i = 0; i < 2; ++i) xs[j][part * (kPart / 4) + i * 32 + lane] = x[part][i];
   }
-  cluster.sync();
+  wait_arrivals(sums_here);
   float share = 0.0f;
   if (lane <= p.mix) {
 #pragma unroll 4
     for (int s = warp; s < kSlices * blocks; s += kShares) {
-      share += cluster.map_shared_rank(&sums[0][0], s / kSlices)[s % kSlices * kMixRow + lane];
+      share += reinterpret_cast<const float*>(sums[s])[lane < p.mix ? lane : kSquares];
     }
   }
   shares[warp][lane] = share;
   __syncthreads();
   if (warp == kSinkhorn) {
-    // The others need not wait for Sinkhorn; all that it reads of shared memory is read before.
-    const float z = project<HC>(p, shares);
-    asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
-    if (rank == 0 && p.post) site_end<HC>(p, t, z, site);
-    __syncwarp();
-    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-    cluster.sync();
+    // All blocks have sent their sums, and so read what this may overwrite.
+    if (rank == 0 && p.post) site_end<HC>(p, t, project<HC>(p, shares), site);
     return;
   }
-  uint32_t mixed = 0;
-  if (warp < kPairs / 32) {
-    const float lane_pre = sigmoid(project<HC>(p, shares) * pre_scale + pre_base) + p.hc_eps;
-    float pre[HC];
-    uint32_t v[HC];
-#pragma unroll
-    for (int l = 0; l < HC; ++l) {
-      pre[l] = __shfl_sync(~0u, lane_pre, l);
-      v[l] = reinterpret_cast<const uint32_t*>(xs[l])[pair];
+  if (warp >= kPairs / 32) {
+    constexpr int kRow = kColumns / 4;
+    for (int i = threadIdx.x - kPairs; p.out && i < HC * kRow; i += kSinkhorn * 32 - kPairs) {
+      const int stream = i / kRow, quad = i % kRow;
+      if (quad * 4 >= count) continue;
+      *reinterpret_cast<uint2*>(p.streams + (t * HC + stream) * p.D + first_column + quad * 4) = xs[stream][quad];
     }
-    mixed = mix_pair<HC>(pre, v);
-    const float square = warp_sum(pair_square(mixed));
-    if (lane == 0) squares[warp] = square;
+    return;
   }
-  cluster.sync();  // whose end also says that all sums were read
-  // The new streams go to memory only now: a barrier of the cluster waits for what was stored before.
-  for (int i = threadIdx.x; p.out && i < HC * kColumns / 4; i += kSinkhorn * 32) {
-    const int stream = i / (kColumns / 4), quad = i % (kColumns / 4);
-    if (quad * 4 >= count) continue;
-    *reinterpret_cast<uint2*>(p.streams + (t * HC + stream) * p.D + first_column + quad * 4) = xs[stream][quad];
+  const float lane_pre = sigmoid(project<HC>(p, shares) * pre_scale + pre_base) + p.hc_eps;
+  float pre[HC];
+  uint32_t v[HC];
+#pragma unroll
+  for (int l = 0; l < HC; ++l) {
+    pre[l] = __shfl_sync(~0u, lane_pre, l);
+    v[l] = reinterpret_cast<const uint32_t*>(xs[l])[pair];
   }
+  const uint32_t mixed = mix_pair<HC>(pre, v);
   uint32_t* y = reinterpret_cast<uint32_t*>(p.x + t * p.D + first_column);
   if (!p.norm) {
     if (has_pair) y[pair] = mixed;
-  } else if (warp < kPairs / 32) {
-    float sum = 0.0f;
-    for (int s = lane; s < kTerms * blocks; s += 32) sum += cluster.map_shared_rank(squares, s / kTerms)[s % kTerms];
-    const float r = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(p.D) + p.norm_eps);
-    const float2 w = unpack2(norm), v = unpack2(mixed);
-    if (has_pair) y[pair] = pack2(v.x * r * w.x, v.y * r * w.y);
+    return;
   }
-  cluster.sync();  // nobody leaves while others read its sums
+  const float square = warp_sum(pair_square(mixed));
+  if (lane < blocks) send(squares + rank * kTerms + warp, square, squares_here, lane);
+  wait_arrivals(squares_here);
+  float sum = 0.0f;
+#pragma unroll 2
+  for (int s = lane; s < kTerms * blocks; s += 32) sum += squares[s];
+  const float r = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(p.D) + p.norm_eps);
+  const float2 w = unpack2(norm), m = unpack2(mixed);
+  if (has_pair) y[pair] = pack2(m.x * r * w.x, m.y * r * w.y);
 }
 
 template <int HC, int PARTS>
@@ -209,7 +228,7 @@ Status launch(OpContext& ctx, const Hc& p) {
   DSV4_TRY(allow_shared(hc_kernel<HC, PARTS>, bytes));
   DSV4_TRY(allow_clusters(hc_kernel<HC, PARTS>));
   return enqueue_clusters(ctx, "hc_kernel", hc_kernel<HC, PARTS>, dim3(static_cast<unsigned>(p.T) * blocks), blocks,
-                          kThreads, static_cast<size_t>(bytes), p);
+                          kThreads, static_cast<size_t>(bytes), p, static_cast<int>(blocks));
 }
 
 template <int HC>

@@ -39,12 +39,13 @@ inline constexpr int kMostColumns = 2 * static_cast<int>(kMaxCluster) * kPart;  
 template <int HC>
 Status hc_many(OpContext& ctx, const Hc& p);
 
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+// Within an ulp, and without the code that a division takes for all that does not occur here.
 __device__ inline float reciprocal(float x) {
   float r;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
+__device__ inline float sigmoid(float x) { return reciprocal(1.0f + expf(-x)); }
 
 __device__ inline float4 unpack4(uint2 w) {
   const float2 a = unpack2(w.x), b = unpack2(w.y);
@@ -151,7 +152,7 @@ __device__ float project(const Hc& p, const float (&shares)[kShares][32]) {
 #pragma unroll
   for (int s = 0; s < kShares; ++s) sum += shares[s][lane];
   const float all = __shfl_sync(~0u, sum, p.mix);
-  return sum * (1.0f / sqrtf(all / static_cast<float>(HC * p.D) + p.norm_eps));
+  return sum * rsqrtf(all * reciprocal(static_cast<float>(HC * p.D)) + p.norm_eps);
 }
 
 // A lane's factor and addend of post and comb.
@@ -166,49 +167,61 @@ struct SiteEnd {
   }
 };
 
-// post and comb of one token by one warp from its projections z, one a lane; lane l holds row l % HC of the matrix.
+// post and comb of one token by one warp from its projections z, one a lane. A lane holds two rows of the matrix, next
+// lanes the next ones: more rows would be more instructions, fewer more steps between lanes.
 template <int HC>
 __device__ void site_end(const Hc& p, int64_t t, float z, const SiteEnd& end) {
-  const int lane = threadIdx.x % 32, row = lane % HC;
-  const float post = __shfl_sync(~0u, z, HC + row) * end.post_scale + end.post_base;
+  constexpr int kRows = HC > 1 ? 2 : 1, kLanes = HC / kRows;
+  const int lane = threadIdx.x % 32, row = lane % kLanes * kRows;
+  const float post = __shfl_sync(~0u, z, HC + lane % HC) * end.post_scale + end.post_base;
   if (lane < HC) p.post[t * HC + lane] = 2.0f * sigmoid(post);
   const float value = __shfl_sync(~0u, z, 2 * HC + lane % (HC * HC)) * end.comb_scale + end.comb_base;
   float top = value;
 #pragma unroll
   for (int o = 1; o < HC; o *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
   const float e = expf(value - top);
-  float c[HC];
+  float c[kRows][HC];
 #pragma unroll
-  for (int l = 0; l < HC; ++l) c[l] = __shfl_sync(~0u, e, row * HC + l);
+  for (int i = 0; i < kRows * HC; ++i) c[i / HC][i % HC] = __shfl_sync(~0u, e, row * HC + i);
   // Pairs first, along a row as along a column.
-  const auto row_sum = [&] {
-    if constexpr (HC == 1) return c[0];
-    if constexpr (HC == 2) return c[0] + c[1];
-    if constexpr (HC == 4) return (c[0] + c[1]) + (c[2] + c[3]);
+  const auto row_sum = [](const float (&v)[HC]) {
+    if constexpr (HC == 1) return v[0];
+    if constexpr (HC == 2) return v[0] + v[1];
+    if constexpr (HC == 4) return (v[0] + v[1]) + (v[2] + v[3]);
   };
   const auto columns = [&] {
 #pragma unroll
     for (int l = 0; l < HC; ++l) {
-      float sum = c[l];
+      float sum = c[0][l];
+      if constexpr (kRows == 2) sum += c[1][l];
 #pragma unroll
-      for (int o = 1; o < HC; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
-      c[l] *= reciprocal(sum + p.hc_eps);
+      for (int o = 1; o < kLanes; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
+      const float f = reciprocal(sum + p.hc_eps);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) c[r][l] *= f;
     }
   };
-  const float total = row_sum();
+  // What a reciprocal errs, the next iteration normalises again.
 #pragma unroll
-  for (int l = 0; l < HC; ++l) c[l] = c[l] / total + p.hc_eps;
-  // Within 2 ulp a step: what an iteration errs, the next one normalises again.
+  for (int r = 0; r < kRows; ++r) {
+    const float f = reciprocal(row_sum(c[r]));
+#pragma unroll
+    for (int l = 0; l < HC; ++l) c[r][l] = c[r][l] * f + p.hc_eps;
+  }
   columns();
+#pragma unroll 1
   for (int i = 1; i < p.iters; ++i) {
-    const float f = reciprocal(row_sum() + p.hc_eps);
 #pragma unroll
-    for (int l = 0; l < HC; ++l) c[l] *= f;
+    for (int r = 0; r < kRows; ++r) {
+      const float f = reciprocal(row_sum(c[r]) + p.hc_eps);
+#pragma unroll
+      for (int l = 0; l < HC; ++l) c[r][l] *= f;
+    }
     columns();
   }
 #pragma unroll
-  for (int l = 0; l < HC; ++l) {
-    if (lane < HC) p.comb[(t * HC + row) * HC + l] = c[l];
+  for (int i = 0; i < kRows * HC; ++i) {
+    if (lane < kLanes) p.comb[(t * HC + row) * HC + i] = c[i / HC][i % HC];
   }
 }
 
