@@ -51,6 +51,17 @@ void add_residual(Set& set) {
   set.add("hc_head", "T=2 hc=4 D=4096 R=1", [=](uint64_t s) { return hc_head_case(flash, 1, s); });
 }
 
+// More tokens than blocks take in one round, columns that end four past a part.
+void add_residual_many(Set& set) {
+  for (const HcShape& h : {HcShape{.T = 53, .D = 7172}, HcShape{.T = 30, .hc = 2, .D = 7172}}) {
+    set.add("hc_post_pre_norm", cat("T=", h.T, " hc=", h.hc, " D=", h.D),
+            [=](uint64_t s) { return hc_post_pre_norm_case(h, s); });
+  }
+  const HcShape one{.T = 30, .hc = 1, .D = 7172}, head{.T = 40, .D = 7172};
+  set.add("hc_pre", "T=30 hc=1 D=7172", [=](uint64_t s) { return hc_pre_case(one, s); });
+  set.add("hc_head", "T=40 hc=4 D=7172 R=30", [=](uint64_t s) { return hc_head_case(head, 30, s); });
+}
+
 void add_linear(Set& set) {
   for (const int64_t T : {1, 3, 8}) {
     for (const int64_t N : {128, 192, 1024, 4096}) {
@@ -237,6 +248,7 @@ std::vector<CaseSpec> parity_cases() {
   add_linear(set);
   add_attention(set);
   add_moe(set);
+  add_residual_many(set);
   return std::move(set.specs);
 }
 
@@ -256,6 +268,8 @@ std::vector<CaseSpec> large_cases() {
     set.add("moe", cat(format_info(format).name, " T=200 D=4096 I=384 E=3 k=2"),
             [=](uint64_t s) { return moe_case(m, Values::kFinite, s); });
   }
+  const HcShape streams{.T = 700, .D = 4096};
+  set.add("hc_post_pre_norm", "T=700 hc=4 D=4096", [=](uint64_t s) { return hc_post_pre_norm_case(streams, s); });
   return std::move(set.specs);
 }
 

@@ -1,157 +1,25 @@
-// mHC: post of one site, projections, mix and norm of the next, in one launch. Columns of D are cut into
-// parts of 256; a block holds fn of its part (all streams) in shared memory, loaded while the kernel
-// before still runs, and the blocks of one cluster, a token's whole D between them, exchange the sums.
-// Every sum has one order, whatever the number of tokens.
-#include <cooperative_groups.h>
+// mHC: post of one site, projections, mix and norm of the next, in one launch for one token. Columns of D are cut
+// into parts of 256, a block takes one or two. A warp holds eight rows of fn for one stream of its part, loaded while
+// the kernel before still runs; the blocks of one cluster, a token's whole D between them, exchange the sums.
+// Many tokens: hc_many.cu.
+#include "backends/cuda/launch/hc.h"
 
-#include <algorithm>
-
-#include "backends/cuda/core.h"
+#include "backends/cuda/device/cluster.cuh"
 #include "backends/cuda/device/mma.cuh"
-#include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/ops.h"
 #include "base/str.h"
 
 namespace dsv4::cuda {
 namespace {
 
-namespace cg = cooperative_groups;
-
-constexpr int kPart = 256;      // columns of D
-constexpr int kWarps = 16;      // that work on columns
-constexpr int kThreads = kWarps * 32 + 32;  // and one for Sinkhorn, whose result only the site's end needs
-constexpr int kMixRow = 32;     // floats of a row of sums: mix rows of fn, then the squares
-constexpr int kTokens = 8;      // that a cluster takes at once where there are many, half of it for wide blocks
-constexpr int kFewTokens = 8;   // up to here one at a time, a cluster each
-constexpr int kClusters = 8;    // that the chip holds at one time
-
-struct Hc {
-  bf16* streams;        // [rows, hc, D], changed where `out` is given
-  const int32_t* rows;  // [T] or nullptr: 0, 1, ...
-  const bf16* out;      // [T, D] of the sublayer before, or nullptr: no post
-  const float* old_post;  // [T, hc]
-  const float* old_comb;  // [T, hc, hc]
-  const float* fn;      // [mix, hc * D]; nullptr: post alone
-  const float* base;    // [mix]
-  const float* scale;   // [3], or [1] for the head
-  const bf16* norm;     // [D], or nullptr: no norm
-  bf16* x;              // [T, D]
-  float* post;          // [T, hc], nullptr for the head; may be old_post
-  float* comb;          // [T, hc, hc]; may be old_comb
-  float hc_eps, norm_eps;
-  int32_t T, mix, D, iters, parts;  // parts of one block
-};
-
-__device__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-__device__ float reciprocal(float x) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-  return r;
-}
-
-__device__ float4 unpack4(uint2 w) {
-  const float2 a = unpack2(w.x), b = unpack2(w.y);
-  return {a.x, a.y, b.x, b.y};
-}
-
-// Sums over the warp of N values, a power of two, each in the order of warp_sum: lane l has that of value
-// l * N / 32.
-template <int N>
-__device__ float warp_sums(float (&v)[N]) {
-  const int lane = threadIdx.x % 32;
-  int o = 16;
-#pragma unroll
-  for (int n = N / 2; n; n /= 2, o /= 2) {
-    const bool upper = lane & o;
-#pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const float other = __shfl_xor_sync(~0u, upper ? v[i] : v[i + n], o);
-      v[i] = (upper ? v[i + n] : v[i]) + other;
-    }
-  }
-  float sum = v[0];
-  for (; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
-  return sum;
-}
-
-// post and comb of one token by one warp; every lane holds the whole matrix.
-template <int HC>
-__device__ void site_end(const Hc& p, int64_t t, const float* z, const float* base, const float* scale) {
-  const int lane = threadIdx.x % 32;
-  if (lane < HC) p.post[t * HC + lane] = 2.0f * sigmoid(z[HC + lane] * scale[1] + base[HC + lane]);
-  const int at = 2 * HC + lane % (HC * HC);
-  const float value = z[at] * scale[2] + base[at];
-  float top = value;
-  for (int i = 1; i < HC; i *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
-  const float e = expf(value - top);
-  float c[HC][HC];
-#pragma unroll
-  for (int i = 0; i < HC * HC; ++i) c[i / HC][i % HC] = __shfl_sync(~0u, e, i);
-  const auto sum = [](const float (&v)[HC]) {
-    if constexpr (HC == 1) return v[0];
-    if constexpr (HC == 2) return v[0] + v[1];
-    if constexpr (HC == 4) return (v[0] + v[1]) + (v[2] + v[3]);
-  };
-  const auto columns = [&](auto&& factor) {
-#pragma unroll
-    for (int l = 0; l < HC; ++l) {
-      float v[HC];
-#pragma unroll
-      for (int j = 0; j < HC; ++j) v[j] = c[j][l];
-      const float f = factor(sum(v) + p.hc_eps);
-#pragma unroll
-      for (int j = 0; j < HC; ++j) c[j][l] *= f;
-    }
-  };
-#pragma unroll
-  for (int j = 0; j < HC; ++j) {
-    const float total = sum(c[j]);
-#pragma unroll
-    for (int l = 0; l < HC; ++l) c[j][l] = c[j][l] / total + p.hc_eps;
-  }
-  // Within 2 ulp a step: what an iteration errs, the next one normalises again.
-  columns(reciprocal);
-  for (int i = 1; i < p.iters; ++i) {
-#pragma unroll
-    for (int j = 0; j < HC; ++j) {
-      const float f = reciprocal(sum(c[j]) + p.hc_eps);
-#pragma unroll
-      for (int l = 0; l < HC; ++l) c[j][l] *= f;
-    }
-    columns(reciprocal);
-  }
-  float mine = c[0][0];
-#pragma unroll
-  for (int i = 1; i < HC * HC; ++i) mine = lane == i ? c[i / HC][i % HC] : mine;
-  if (lane < HC * HC) p.comb[t * HC * HC + lane] = mine;
-}
+constexpr int kThreads = kShares * 32;
+constexpr int kSinkhorn = kShares - 1;  // warp that does Sinkhorn, whose result only the site's end needs
+constexpr int kFewTokens = 1;           // up to here a cluster for each
 
 template <int HC>
-__host__ __device__ constexpr int fn_floats(int mix, int parts) { return mix * HC * parts * kPart; }
-template <int HC, int N>
-constexpr int shared_bytes(int mix, int parts) {
-  return (fn_floats<HC>(mix, parts) + N * parts * HC * kMixRow) * 4 + (N * HC + N + 1) * parts * kPart * 2;
-}
-
-// A pair of columns of every stream: X'_l = BF16(post_l * out + sum_j comb[j][l] X_j).
-template <int HC>
-__device__ void post_pair(const Hc& p, int64_t t, uint32_t out, uint32_t (&x)[HC]) {
-  const float2 o = unpack2(out);
-  float2 v[HC];
+__device__ void comb_column(const float* comb, int l, float (&column)[HC]) {
 #pragma unroll
-  for (int j = 0; j < HC; ++j) v[j] = unpack2(x[j]);
-#pragma unroll
-  for (int l = 0; l < HC; ++l) {
-    float2 mixed = {0.0f, 0.0f};
-#pragma unroll
-    for (int j = 0; j < HC; ++j) {
-      const float c = p.old_comb[(t * HC + j) * HC + l];
-      mixed.x += c * v[j].x;
-      mixed.y += c * v[j].y;
-    }
-    const float w = p.old_post[t * HC + l];
-    x[l] = pack2(w * o.x + mixed.x, w * o.y + mixed.y);
-  }
+  for (int j = 0; j < HC; ++j) column[j] = comb[j * HC + l];
 }
 
 template <int HC>
@@ -163,208 +31,217 @@ __global__ void __launch_bounds__(256) hc_post_kernel(const Hc p) {
   uint32_t* streams = reinterpret_cast<uint32_t*>(p.streams) + t * HC * pairs + i;
   uint32_t x[HC];
   for (int j = 0; j < HC; ++j) x[j] = streams[j * pairs];
-  post_pair<HC>(p, t, reinterpret_cast<const uint32_t*>(p.out)[t * pairs + i], x);
-  for (int j = 0; j < HC; ++j) streams[j * pairs] = x[j];
+  const uint32_t out = reinterpret_cast<const uint32_t*>(p.out)[t * pairs + i];
+#pragma unroll
+  for (int l = 0; l < HC; ++l) {
+    float comb[HC];
+    comb_column<HC>(p.old_comb + t * HC * HC, l, comb);
+    streams[l * pairs] = post_pair<HC>(p.old_post[t * HC + l], comb, out, x);
+  }
 }
 
-template <int HC, int N>
-__global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__ Hc p) {
-  extern __shared__ float4 shared[];
-  __shared__ float pre[N][HC], shares[N][kWarps][32], z[N][32], base[32], scale[3];
-  __shared__ float squares[N][2 * kPart / 64];
-  const cg::cluster_group cluster = cg::this_cluster();
-  const int columns = p.parts * kPart, slices = p.parts * HC, mix = p.mix;
-  float* fn = reinterpret_cast<float*>(shared);                   // [mix][HC][columns]
-  float* sums = fn + fn_floats<HC>(mix, p.parts);                 // [N][slices][kMixRow]
-  bf16* xs = reinterpret_cast<bf16*>(sums + N * slices * kMixRow);  // [N][HC][columns]
-  uint32_t* mixed = reinterpret_cast<uint32_t*>(xs + N * HC * columns);  // [N][columns / 2]
-  uint32_t* norm = mixed + N * (columns / 2);                            // [columns / 2]
-  const int rank = static_cast<int>(cluster.block_rank()), blocks = static_cast<int>(cluster.num_blocks());
-  const int first_column = rank * columns, count = min(columns, p.D - first_column);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const auto sync_workers = [] { asm volatile("bar.sync 1, %0;" ::"n"(kWarps * 32) : "memory"); };
+// A lane's 8 columns of a part of one token, all streams, and of what post adds to stream j.
+template <int HC>
+struct Columns {
+  uint2 x[HC][2], out[2];
 
-  if (warp < kWarps) {
-    for (int i = threadIdx.x; i < mix * HC * (columns / 4); i += kWarps * 32) {
-      const int row = i / (columns / 4), at = i % (columns / 4) * 4;  // row = r * HC + j
-      float* to = fn + row * columns + at;
-      if (at < count) copy_async_16(to, p.fn + static_cast<int64_t>(row) * p.D + first_column + at);
-      else *reinterpret_cast<float4*>(to) = float4{0, 0, 0, 0};
+  __device__ void load(const Hc& p, int64_t t, int first_column, int count) {
+    const bf16* streams = p.streams + (p.rows ? p.rows[t] : t) * HC * p.D + first_column;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int at = (i * 32 + static_cast<int>(threadIdx.x % 32)) * 4;
+#pragma unroll
+      for (int l = 0; l < HC; ++l) {
+        x[l][i] = at < count ? *reinterpret_cast<const uint2*>(streams + l * p.D + at) : uint2{0, 0};
+      }
+      out[i] = p.out && at < count ? *reinterpret_cast<const uint2*>(p.out + t * p.D + first_column + at) : uint2{0, 0};
     }
   }
-  copy_async_commit();
-  const int half = columns / 2, pairs = p.D / 2;
-  for (int i = threadIdx.x; p.norm && i < count / 2; i += kThreads) {
-    norm[i] = reinterpret_cast<const uint32_t*>(p.norm)[first_column / 2 + i];
+
+  // Stream j, after post if there is one.
+  __device__ void take(const Hc& p, int j, float post, const float (&comb)[HC], uint2 (&to)[2]) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      to[i] = x[0][i];
+      uint32_t low[HC], high[HC];
+#pragma unroll
+      for (int l = 0; l < HC; ++l) {
+        low[l] = x[l][i].x;
+        high[l] = x[l][i].y;
+        if (l == j) to[i] = x[l][i];
+      }
+      if (p.out) to[i] = {post_pair<HC>(post, comb, out[i].x, low), post_pair<HC>(post, comb, out[i].y, high)};
+    }
   }
-  if (threadIdx.x < mix) base[threadIdx.x] = p.base[threadIdx.x];
-  if (threadIdx.x < (p.post ? 3 : 1)) scale[threadIdx.x] = p.scale[threadIdx.x];
+};
+
+template <int HC, int PARTS>
+__global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__ Hc p, int blocks) {
+  constexpr int kColumns = PARTS * kPart, kPairs = kColumns / 2, kSlices = PARTS * HC, kTerms = kPairs / 32;
+  constexpr int kSquares = kMixRow - 1;  // place in a row of sums
+  static_assert(kPairs / 32 <= kSinkhorn && kHcWarps <= kSinkhorn);
+  extern __shared__ float4 shared[];  // [mix][HC][kPart]: fn of the second part
+  __shared__ float4 sums[kMaxCluster * kSlices][kMixRow / 4];
+  __shared__ float shares[kShares][32], squares[kMaxCluster * kTerms];
+  __shared__ uint2 xs[HC][kColumns / 4];
+  __shared__ Arrivals sums_here, squares_here;
+  const int rank = blockIdx.x % blocks, first_column = rank * kColumns, count = min(kColumns, p.D - first_column);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t t = blockIdx.x / blocks;
+  const float* second_fn = reinterpret_cast<const float*>(shared);
+
+  if (threadIdx.x == 0) {
+    expect_arrivals(sums_here, blocks * kSlices * ((p.mix + 3) / 4 * 16 + 4));
+    if (p.norm) expect_arrivals(squares_here, blocks * kTerms * 4);
+  }
+  __syncwarp();
+  block_started();
+  // A warp's stream and rows of fn, if it has any.
+  const int j = warp % HC, first_row = warp / HC * kFnRows;
+  const bool holds = first_row < p.mix;
+  HeldRows fn;
+  if (holds) fn.load<HC>(p, first_row, j, first_column, count);
+  if constexpr (PARTS == 2) {
+    for (int i = threadIdx.x; i < p.mix * HC * (kPart / 4); i += kThreads) {
+      const int row = i / (kPart / 4), at = kPart + i % (kPart / 4) * 4;  // row = r * HC + j
+      if (at < count) copy_async_16(shared + i, p.fn + row * p.D + first_column + at);
+      else shared[i] = {0, 0, 0, 0};
+    }
+    copy_async_commit();
+  }
+  const int pair = threadIdx.x;  // of the mix
+  const bool has_pair = pair < kPairs && 2 * pair < count;
+  const uint32_t norm = p.norm && has_pair ? reinterpret_cast<const uint32_t*>(p.norm)[first_column / 2 + pair] : 0;
+  const float pre_scale = p.scale[0], pre_base = p.base[lane % HC];
+  SiteEnd site;
+  if (warp == kSinkhorn && p.post) site.load<HC>(p);
+  blocks_started();
   wait_for_previous();
 
-  for (int64_t first = static_cast<int64_t>(blockIdx.x / blocks) * N; first < p.T;
-       first += static_cast<int64_t>(gridDim.x / blocks) * N) {
-    const int tokens = min(N, static_cast<int>(p.T - first));
-    if (warp < kWarps) {
-      for (int i = threadIdx.x; i < N * half; i += kWarps * 32) {
-        const int local = i / half, at = i % half;
-        uint32_t x[HC] = {};
-        if (local < tokens && 2 * at < count) {
-          const int64_t t = first + local, row = p.rows ? p.rows[t] : t;
-          const uint32_t* streams = reinterpret_cast<const uint32_t*>(p.streams) + row * HC * pairs + first_column / 2 + at;
+  uint2 x[PARTS][2];
+  if (holds) {
+    Columns<HC> columns[PARTS];
 #pragma unroll
-          for (int j = 0; j < HC; ++j) x[j] = streams[j * pairs];
-          if (p.out) post_pair<HC>(p, t, reinterpret_cast<const uint32_t*>(p.out)[t * pairs + first_column / 2 + at], x);
-        }
-#pragma unroll
-        for (int j = 0; j < HC; ++j) reinterpret_cast<uint32_t*>(xs)[(local * HC + j) * half + at] = x[j];
-      }
-      copy_async_wait<0>();
-      sync_workers();
-      // A warp takes one stream and every (16 / HC)-th row of fn.
-      const int j = warp % HC;
-      for (int part = 0; part < p.parts; ++part) {
-        float4 x[N][2];
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            x[n][i] = unpack4(*reinterpret_cast<const uint2*>(xs + (n * HC + j) * columns + part * kPart + (i * 32 + lane) * 4));
-          }
-        }
-        for (int r = warp / HC; r <= mix; r += kWarps / HC) {
-          float4 w[2];
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            if (r < mix) w[i] = *reinterpret_cast<const float4*>(fn + (r * HC + j) * columns + part * kPart + (i * 32 + lane) * 4);
-          }
-          float sum[N];
-#pragma unroll
-          for (int n = 0; n < N; ++n) {
-            sum[n] = 0.0f;
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const float4 v = x[n][i], u = r < mix ? w[i] : v;
-              sum[n] = __fmaf_rn(u.x, v.x, __fmaf_rn(u.y, v.y, __fmaf_rn(u.z, v.z, __fmaf_rn(u.w, v.w, sum[n]))));
-            }
-          }
-          const float total = warp_sums<N>(sum);
-          if (lane % (32 / N) == 0) sums[((lane * N / 32) * slices + part * HC + j) * kMixRow + r] = total;
-        }
-      }
+    for (int part = 0; part < PARTS; ++part) columns[part].load(p, t, first_column + part * kPart, count - part * kPart);
+    float comb[HC] = {}, post = 0.0f;
+    if (p.out) {
+      comb_column<HC>(p.old_comb + t * HC * HC, j, comb);
+      post = p.old_post[t * HC + j];
     }
-    cluster.sync();
-    // Slices in order: warp w adds w, w + 16, ..., then the warps' shares are added.
-    if (warp < kWarps) {
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        float share = 0.0f;
-        if (lane <= mix) {
-#pragma unroll 4
-          for (int s = warp; s < slices * blocks; s += kWarps) {
-            share += cluster.map_shared_rank(sums, s / slices)[(n * slices + s % slices) * kMixRow + lane];
-          }
-        }
-        shares[n][warp][lane] = share;
-      }
-    }
+    for (int part = 0; part < PARTS; ++part) columns[part].take(p, j, post, comb, x[part]);
+  }
+  if constexpr (PARTS == 2) {
+    copy_async_wait<0>();
     __syncthreads();
-    const auto project = [&](int n) {
-      float sum = 0.0f;
+  }
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) sum += shares[n][w][lane];
-      const float all = __shfl_sync(~0u, sum, mix);
-      return sum * (1.0f / sqrtf(all / static_cast<float>(HC * p.D) + p.norm_eps));
-    };
-    if (warp == kWarps) {
-      // The others need not wait for Sinkhorn; all that it reads of theirs is read before.
-      if (p.post) {
-        for (int n = rank; n < tokens; n += blocks) z[n][lane] = project(n);
-      }
-      __syncwarp();
-      asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
-      if (p.post) {
-        for (int n = rank; n < tokens; n += blocks) site_end<HC>(p, first + n, z[n], base, scale);
-      }
-      __syncwarp();
-      asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-      continue;
-    }
-    if (warp < N) {
-      const float value = project(warp);
-      if (lane < HC) pre[warp][lane] = sigmoid(value * scale[0] + base[lane]) + p.hc_eps;
-    }
-    sync_workers();
-    // A warp's 32 pairs are of one token, and always the same: the sum of their squares is one term.
-    for (int i = threadIdx.x; i < N * half; i += kWarps * 32) {
-      const int local = i / half, at = i % half;
-      float2 sum = {0.0f, 0.0f};
+  for (int part = 0; holds && part < PARTS; ++part) {
+    const float4 v[2] = {unpack4(x[part][0]), unpack4(x[part][1])};
+    float dots[kFnRows];
 #pragma unroll
-      for (int j = 0; j < HC; ++j) {
-        const float2 v = unpack2(reinterpret_cast<const uint32_t*>(xs)[(local * HC + j) * half + at]);
-        sum.x += pre[local][j] * v.x;
-        sum.y += pre[local][j] * v.y;
-      }
-      const uint32_t rounded = pack2(sum.x, sum.y);
-      if (!p.norm) {
-        if (local < tokens && 2 * at < count) reinterpret_cast<uint32_t*>(p.x)[(first + local) * pairs + first_column / 2 + at] = rounded;
+    for (int r = 0; r < kFnRows; ++r) {
+      if (part == 0) {
+        dots[r] = lane_dot(fn.w[r], v);
         continue;
       }
-      mixed[i] = rounded;
-      const float2 v = unpack2(rounded);
-      const float square = warp_sum(__fmaf_rn(v.x, v.x, v.y * v.y));
-      if (lane == 0) squares[local][at / 32] = square;
-    }
-    cluster.sync();  // whose end also says that all sums were read
-    // The new streams go to memory only now: a barrier of the cluster waits for what was stored before.
-    for (int i = threadIdx.x; p.out && i < N * half; i += kWarps * 32) {
-      const int local = i / half, at = i % half;
-      if (local >= tokens || 2 * at >= count) continue;
-      uint32_t* streams = reinterpret_cast<uint32_t*>(p.streams) + (first + local) * HC * pairs + first_column / 2 + at;
+      const int row = first_row + fn.row_of(r);
+      float4 w[2] = {};
 #pragma unroll
-      for (int j = 0; j < HC; ++j) streams[j * pairs] = reinterpret_cast<const uint32_t*>(xs)[(local * HC + j) * half + at];
+      for (int i = 0; i < 2; ++i) {
+        if (row < p.mix) w[i] = *reinterpret_cast<const float4*>(second_fn + (row * HC + j) * kPart + (i * 32 + lane) * 4);
+      }
+      dots[r] = lane_dot(w, v);
     }
-    if (!p.norm) continue;
-    for (int i = threadIdx.x; i < N * half; i += kWarps * 32) {
-      const int local = i / half, at = i % half, terms = half / 32;
-      float sum = 0.0f;
-      for (int s = lane; s < terms * blocks; s += 32) sum += cluster.map_shared_rank(&squares[local][0], s / terms)[s % terms];
-      const float r = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(p.D) + p.norm_eps);
-      if (local >= tokens || 2 * at >= count) continue;
-      const int64_t column = first_column / 2 + at;
-      const float2 w = unpack2(norm[at]), v = unpack2(mixed[i]);
-      reinterpret_cast<uint32_t*>(p.x)[(first + local) * pairs + column] = pack2(v.x * r * w.x, v.y * r * w.y);
+    // Four rows of a slice to one block per lane.
+    const float sum = warp_sums<kFnRows>(dots);
+    float4* slice = sums[(rank * PARTS + part) * HC + j];
+    constexpr int kLanes = 32 / kFnRows;
+    const int to = lane / 2, half = lane % 2 * 4;
+    float4 four;
+    four.x = __shfl_sync(~0u, sum, half * kLanes);
+    four.y = __shfl_sync(~0u, sum, (half + 1) * kLanes);
+    four.z = __shfl_sync(~0u, sum, (half + 2) * kLanes);
+    four.w = __shfl_sync(~0u, sum, (half + 3) * kLanes);
+    if (to < blocks && first_row + half < p.mix) {
+      send(slice + (first_row + half) / 4, four, sums_here, to);
+    }
+    if (first_row > 0) continue;
+    const float square = warp_sum(lane_dot(v, v));
+    if (lane < blocks) send(reinterpret_cast<float*>(slice) + kSquares, square, sums_here, lane);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) xs[j][part * (kPart / 4) + i * 32 + lane] = x[part][i];
+  }
+  wait_arrivals(sums_here);
+  float share = 0.0f;
+  if (lane <= p.mix) {
+#pragma unroll 4
+    for (int s = warp; s < kSlices * blocks; s += kShares) {
+      share += reinterpret_cast<const float*>(sums[s])[lane < p.mix ? lane : kSquares];
     }
   }
-  cluster.sync();  // nobody leaves while others read its sums
+  shares[warp][lane] = share;
+  __syncthreads();
+  if (warp == kSinkhorn) {
+    // All blocks have sent their sums, and so read what this may overwrite.
+    if (rank == 0 && p.post) site_end<HC>(p, t, project<HC>(p, shares), site);
+    return;
+  }
+  if (warp >= kPairs / 32) {
+    constexpr int kRow = kColumns / 4;
+    for (int i = threadIdx.x - kPairs; p.out && i < HC * kRow; i += kSinkhorn * 32 - kPairs) {
+      const int stream = i / kRow, quad = i % kRow;
+      if (quad * 4 >= count) continue;
+      *reinterpret_cast<uint2*>(p.streams + (t * HC + stream) * p.D + first_column + quad * 4) = xs[stream][quad];
+    }
+    return;
+  }
+  const float lane_pre = sigmoid(project<HC>(p, shares) * pre_scale + pre_base) + p.hc_eps;
+  float pre[HC];
+  uint32_t v[HC];
+#pragma unroll
+  for (int l = 0; l < HC; ++l) {
+    pre[l] = __shfl_sync(~0u, lane_pre, l);
+    v[l] = reinterpret_cast<const uint32_t*>(xs[l])[pair];
+  }
+  const uint32_t mixed = mix_pair<HC>(pre, v);
+  uint32_t* y = reinterpret_cast<uint32_t*>(p.x + t * p.D + first_column);
+  if (!p.norm) {
+    if (has_pair) y[pair] = mixed;
+    return;
+  }
+  const float square = warp_sum(pair_square(mixed));
+  if (lane < blocks) send(squares + rank * kTerms + warp, square, squares_here, lane);
+  wait_arrivals(squares_here);
+  float sum = 0.0f;
+#pragma unroll 2
+  for (int s = lane; s < kTerms * blocks; s += 32) sum += squares[s];
+  const float r = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(p.D) + p.norm_eps);
+  const float2 w = unpack2(norm), m = unpack2(mixed);
+  if (has_pair) y[pair] = pack2(m.x * r * w.x, m.y * r * w.y);
 }
 
-template <int HC, int N>
-Status launch(OpContext& ctx, const Hc& p, unsigned blocks) {
-  const int bytes = shared_bytes<HC, N>(p.mix, p.parts);
-  const unsigned clusters = std::min<unsigned>(kClusters, static_cast<unsigned>(ceil_div(p.T, N)));
-  DSV4_TRY(allow_shared(hc_kernel<HC, N>, bytes));
-  DSV4_TRY(allow_clusters(hc_kernel<HC, N>));
-  return enqueue_clusters(ctx, "hc_kernel", hc_kernel<HC, N>, dim3(clusters * blocks), blocks, kThreads,
-                          static_cast<size_t>(bytes), p);
+template <int HC, int PARTS>
+Status launch(OpContext& ctx, const Hc& p) {
+  const int bytes = PARTS == 1 ? 0 : p.mix * HC * kPart * 4;
+  const unsigned blocks = static_cast<unsigned>(ceil_div(p.D, PARTS * kPart));
+  DSV4_TRY(allow_shared(hc_kernel<HC, PARTS>, bytes));
+  DSV4_TRY(allow_clusters(hc_kernel<HC, PARTS>));
+  return enqueue_clusters(ctx, "hc_kernel", hc_kernel<HC, PARTS>, dim3(static_cast<unsigned>(p.T) * blocks), blocks,
+                          kThreads, static_cast<size_t>(bytes), p, static_cast<int>(blocks));
 }
 
 template <int HC>
-Status run_streams(OpContext& ctx, Hc p) {
+Status run_streams(OpContext& ctx, const Hc& p) {
   if (!p.fn) {
     const dim3 grid(static_cast<unsigned>(ceil_div(p.D / 2, 256)), static_cast<unsigned>(p.T));
     return enqueue(ctx, "hc_post_kernel", hc_post_kernel<HC>, grid, 256, 0, p);
   }
-  const int parts = ceil_div(p.D, kPart);
-  p.parts = ceil_div(parts, static_cast<int>(kMaxCluster));
-  const unsigned blocks = static_cast<unsigned>(ceil_div(parts, p.parts));
-  if (p.T <= kFewTokens) return launch<HC, 1>(ctx, p, blocks);
-  return p.parts == 1 ? launch<HC, kTokens>(ctx, p, blocks) : launch<HC, kTokens / 2>(ctx, p, blocks);
+  if (p.T > kFewTokens) return hc_many<HC>(ctx, p);
+  return p.D <= static_cast<int>(kMaxCluster) * kPart ? launch<HC, 1>(ctx, p) : launch<HC, 2>(ctx, p);
 }
 
 Status run(OpContext& ctx, const Hc& p, int64_t hc) {
-  static_assert(shared_bytes<4, kTokens / 2>(24, 2) <= kMaxSharedBytes - 10 * 1024);
-  static_assert(shared_bytes<4, kTokens>(24, 1) <= kMaxSharedBytes - 20 * 1024);
-  constexpr int kMostColumns = 2 * static_cast<int>(kMaxCluster) * kPart;
   if (p.T == 0) return {};
   if (p.D % 4 != 0 || p.D > kMostColumns) {
     return Status(Code::kUnsupported, cat("cuda: hc: rows of ", p.D, " values: expected a multiple of 4 up to ", kMostColumns));
