@@ -92,6 +92,9 @@ __global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
   select_experts(p, t, score, score + p.E, [&](int e) { return p.logits[t * p.E + e]; });
 }
 
+// Shared memory of the router before the rows of x, which ldmatrix wants aligned.
+__host__ __device__ constexpr int router_row_bytes(int T, int columns, int E) { return (T * (columns + 2 * E) * 4 + 15) / 16 * 16; }
+
 // Gate and selection of up to 8 tokens in one launch: a cluster of kRouterBlocks multiplies, with the sums of
 // `linear`, and its first block selects.
 constexpr int kRouterBlocks = 8, kRouterWarps = 16;
@@ -116,7 +119,7 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
   }
   wait_for_previous();
   cluster.sync();  // all blocks run: their shared memory may be written
-  char* rows = reinterpret_cast<char*>(shared) + p.T * (columns + 2 * p.E) * 4;
+  char* rows = reinterpret_cast<char*>(shared) + router_row_bytes(p.T, columns, p.E);
   const int stride = few_stride(gate.blocks());
   for (int t = 0; t < p.T; ++t) {
     const bf16* from = x + static_cast<int64_t>(t) * gate.cols;
@@ -231,7 +234,7 @@ Status router(OpContext& ctx, const RouterArgs& a) {
                  .E = static_cast<int32_t>(a.E), .k = static_cast<int32_t>(a.k)};
   const Matrix& gate = matrix(a.gate);
   if (a.T <= 8 && gate.format == WeightFormat::kBf16 && gate.cols % kBlockK == 0) {
-    const int bytes = p.T * ((gate.tiles() * kTileRows + 2 * p.E) * 4 + few_stride(gate.blocks()));
+    const int bytes = router_row_bytes(p.T, gate.tiles() * kTileRows, p.E) + p.T * few_stride(gate.blocks());
     if (bytes <= kMaxSharedBytes / 2) {
       DSV4_TRY(allow_shared(few_router_kernel, bytes));
       return enqueue_clusters(ctx, "few_router_kernel", few_router_kernel, kRouterBlocks, kRouterBlocks, kRouterWarps * 32,
