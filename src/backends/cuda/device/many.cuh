@@ -1,85 +1,104 @@
 // The product of multiply.cuh for many tokens, bit for bit, on warpgroups: 64 rows of a weight from the registers of
-// four warps, 32 to 128 tokens from shared memory.
+// four warps, 32 to 128 tokens from shared memory. Warps of their own bring the tokens: what they wrote must be made
+// visible to products by a fence that waits for all loads of a thread, which would empty the others' queues of weights.
 #pragma once
 
+#include "backends/cuda/device/barrier.cuh"
 #include "backends/cuda/device/multiply.cuh"
 #include "backends/cuda/device/wgmma.cuh"
 
 namespace dsv4::cuda {
 
-inline constexpr int kManyWarps = 8, kManyThreads = kManyWarps * 32;
-inline constexpr int kManyRows = kManyWarps * kTileRows;  // of a block of threads and a tile per warp: two warpgroups
+inline constexpr int kManyWarps = 8;                          // that multiply: two warpgroups
+inline constexpr int kManyRows = kManyWarps * kTileRows;      // with a tile per warp
+inline constexpr int kStages = 4;                             // blocks of input
+inline constexpr int kBringers = 4;                           // warps that bring them, in turn
+inline constexpr int kManyThreads = (kManyWarps + kBringers) * 32, kMultiplyThreads = kManyWarps * 32;
 
-// One block of K of N tokens: two halves of rows of 128 bytes, each as token_piece() has them. A ring of them: one or
-// two are being multiplied, two on their way.
+// One block of K of N tokens: two halves of rows of 128 bytes, each as token_piece() has them.
 template <int N>
 inline constexpr int kInputBytes = 2 * N * kTokenRowBytes;
-inline constexpr int kStages = 4;
 template <int N>
 inline constexpr int kRingBytes = kStages * kInputBytes<N>;
 
-// What a thread copies of a block of input: a piece of 16 bytes of some rows.
+// The barriers of a ring, and where its tokens are: in pieces of 16 bytes from the first row, kAbsent past the last.
+inline constexpr uint32_t kAbsent = ~0u;
 template <int N>
-struct InputPieces {
-  static constexpr int kRowsApart = kManyThreads / 16, kCount = N / kRowsApart;
-  const char* from[kCount];  // of block 0, or nullptr: absent
-
-  // Token n is row row_of(n) of x, rows `stride` bytes apart.
-  template <class RowOf>
-  __device__ InputPieces(const void* x, int64_t stride, int tokens, const RowOf& row_of) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int n = threadIdx.x / 16 + i * kRowsApart;
-      from[i] = n < tokens ? static_cast<const char*>(x) + row_of(n) * stride + threadIdx.x % 16 * 16 : nullptr;
+struct Ring {
+  uint64_t full[kStages], empty[kStages];
+  uint32_t rows[N];
+};
+// By all threads. Token n is row row_of(n), rows `stride` bytes apart.
+template <int N, class RowOf>
+__device__ inline void init_ring(Ring<N>& ring, int64_t stride, int tokens, const RowOf& row_of) {
+  if (threadIdx.x < N) {
+    const int n = threadIdx.x;
+    ring.rows[n] = n < tokens ? static_cast<uint32_t>(row_of(n) * (stride / 16)) : kAbsent;
+  }
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kStages; ++s) {
+      barrier_init(ring.full + s, 32);
+      barrier_init(ring.empty + s, kManyWarps);
     }
   }
-  __device__ void copy(char* to, int block) const {
-    const int piece = threadIdx.x % 16, n = threadIdx.x / 16;
-    to += piece / 8 * (N * kTokenRowBytes) + token_piece(n, piece % 8);
-    static_assert(kRowsApart % 8 == 0, "the same place in every tile");
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      copy_async_16_or_zero(to + i * kRowsApart * kTokenRowBytes, from[i] + block * (kBlockK * 2), from[i]);
+  __syncthreads();
+}
+
+// By the warps from kManyWarps on: blocks first, next(first), ..., `count` of them, of the rows of x to `to`.
+template <int N, class Next>
+__device__ inline void bring_tokens(const void* x, int first, int count, const Next& next, Ring<N>& ring, char* to) {
+  const int bringer = threadIdx.x / 32 - kManyWarps, lane = threadIdx.x % 32, piece = lane % 16;
+  to += piece / 8 * (N * kTokenRowBytes);
+  int block = first;
+  for (int i = 0; i < bringer; ++i) block = next(block);
+  for (int i = bringer; i < count; i += kBringers) {
+    const int stage = i % kStages;
+    if (i >= kStages) barrier_wait(ring.empty + stage, i / kStages - 1);
+    const char* from = static_cast<const char*>(x) + block * (kBlockK * 2) + piece * 16;
+    char* const to_stage = to + stage * kInputBytes<N>;
+#pragma unroll 8
+    for (int n = lane / 16; n < N; n += 2) {
+      const uint32_t row = ring.rows[n];
+      copy_async_16_or_zero(to_stage + token_piece(n, piece % 8), from + (row == kAbsent ? 0 : static_cast<int64_t>(row) * 16), row != kAbsent);
     }
+    copy_async_commit();
+    copy_async_wait<0>();
+    fence_for_wgmma();
+    barrier_arrive(ring.full + stage);
+    for (int b = 0; b < kBringers; ++b) block = next(block);
   }
-};
+}
 
-// Where registers allow it weights are loaded two blocks ahead, else one.
+// Blocks of weights in registers: one is multiplied, and another on its way where there is room.
+template <int MA, int N>
+inline constexpr int kHeld = MA * N >= 128 && MA > 1 ? 1 : 2;
 template <Product P, int MA, int N>
-inline constexpr bool kTwoAhead = MA * code_vectors(P) <= 4 && !(P == Product::kFp8 && N <= 64);
-
-// What a warp has of weights before it begins.
-template <Product P, int MA, int N>
-struct Weights {
-  Block<P> now[MA], ahead[MA];
-};
+using Held = Block<P>[kHeld<MA, N>][MA];
 template <Product P, int MA>
 __device__ inline void load_blocks(const Tile (&tiles)[MA], int block, Block<P> (&b)[MA]) {
 #pragma unroll
   for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], block, b[m]);
 }
 
-// total += one block of this warp's MA tiles times N tokens at `input` in shared memory, by two groups of products:
-// a tile each, or half of the block. Those before the last two groups have ended when it returns. All warps of a
-// warpgroup come together.
+// total += one block of this warp's MA tiles times N tokens at `input` in shared memory, by groups of products: half of
+// a block of a tile each. Those before the last two groups have ended when it returns. All warps of a warpgroup come
+// together.
 template <Product P, int MA, int N>
 __device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input, float (&total)[MA][N / 2]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(input));
-  static_assert(MA <= 2);
-  constexpr int kGroups = 2, kSteps = 4 * MA / kGroups;
+  uint32_t a[2][2][2][4];  // [half][group of 32][step]
 #pragma unroll
-  for (int i = 0; i < kGroups; ++i) {
-    uint32_t a[kSteps][2][4];
+  for (int i = 0; i < 2 * MA; ++i) {
+    const int m = i / 2, half = i % 2;
     wgmma_wait<1>();
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      const int m = MA == 2 ? i : 0, j = MA == 2 ? k : i * kSteps + k;
-      operands<P>(b[m], j, a[k]);
+    for (int k = 0; k < 2; ++k) {
+      operands<P>(b[m], half * 2 + k, a[half][k]);
       wgmma_arrive();
-      const uint32_t tokens = at + j / 2 * (N * kTokenRowBytes) + j % 2 * 64;
-      wgmma_bf16(total[m], a[k][0], token_descriptor(tokens));
-      wgmma_bf16(total[m], a[k][1], token_descriptor(tokens + 32));
+      const uint32_t tokens = at + half * (N * kTokenRowBytes) + k * 64;
+      wgmma_bf16(total[m], a[half][k][0], token_descriptor(tokens));
+      wgmma_bf16(total[m], a[half][k][1], token_descriptor(tokens + 32));
     }
     wgmma_commit();
   }
@@ -116,43 +135,27 @@ __device__ inline void products_done(float (&total)[MA][N]) {
 #endif
 }
 
-// total += MA tiles of this warp times N tokens over `count` blocks of K: `first`, then next(block) after each.
-// weights.now, and .ahead where two are loaded ahead, hold the first already. between(total) comes where
-// ends(block, following), with all products before done. `ring`: aligned to 1 KiB.
+// By the first kManyWarps warps: total += MA tiles of this warp times the tokens of the ring, block by block as
+// bring_tokens() has them at `input`. weights: the first blocks. between(total) comes where ends(block, following), with all
+// products before done.
 template <Product P, int MA, int N, class Next, class Ends, class Between>
-__device__ inline void multiply_many(const Tile (&tiles)[MA], int first, int count, const Next& next, Weights<P, MA, N>& weights,
-                                     const InputPieces<N>& input, char* ring, float (&total)[MA][N / 2], const Ends& ends,
+__device__ inline void multiply_many(const Tile (&tiles)[MA], int first, int count, const Next& next, Held<P, MA, N>& weights,
+                                     Ring<N>& ring, const char* input, float (&total)[MA][N / 2], const Ends& ends,
                                      const Between& between) {
   int block = first, following = next(first), second = next(following);
-  if (count > 0) input.copy(ring, block);
-  copy_async_commit();
-  if (count > 1) input.copy(ring + kInputBytes<N>, following);
-  copy_async_commit();
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #pragma unroll
   for (int m = 0; m < MA; ++m) wgmma_written(total[m]);
 #endif
-  for (int i = 0; i < count; ++i) {
-    copy_async_wait<1>();
-    fence_for_wgmma();
-    __syncthreads();
-    // Where the block before the last one was: its products have ended in every warp.
-    if (i + 2 < count) input.copy(ring + (i + 2) % kStages * kInputBytes<N>, second);
-    copy_async_commit();
-    if (P == Product::kBf16 && i + 1 < count) load_blocks<P>(tiles, following, weights.ahead);
-    multiply_block<P, MA, N>(weights.now, ring + i % kStages * kInputBytes<N>, total);
-    if constexpr (P == Product::kBf16) {
-      // The codes are the operands: they stay until the products have ended.
-      products_done(total);
-#pragma unroll
-      for (int m = 0; m < MA; ++m) weights.now[m] = weights.ahead[m];
-    } else if constexpr (kTwoAhead<P, MA, N>) {
-#pragma unroll
-      for (int m = 0; m < MA; ++m) weights.now[m] = weights.ahead[m];
-      if (i + 2 < count) load_blocks<P>(tiles, second, weights.ahead);
-    } else {
-      if (i + 1 < count) load_blocks<P>(tiles, following, weights.now);
-    }
+  const auto step = [&](int i, Block<P> (&now)[MA]) {
+    const int stage = i % kStages;
+    barrier_wait(ring.full + stage, i / kStages);
+    multiply_block<P, MA, N>(now, input + stage * kInputBytes<N>, total);
+    // Products of the block before have ended.
+    if (i > 0 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty + (i - 1) % kStages);
+    // BF16 codes are the operands: they stay until their products have ended.
+    if (P == Product::kBf16) products_done(total);
+    if (i + kHeld<MA, N> < count) load_blocks<P>(tiles, kHeld<MA, N> == 2 ? second : following, now);
     if (i + 1 < count && ends(block, following)) {
       products_done(total);
       between(total);
@@ -160,9 +163,14 @@ __device__ inline void multiply_many(const Tile (&tiles)[MA], int first, int cou
     block = following;
     following = second;
     second = next(second);
+  };
+  for (int i = 0; i < count; i += kHeld<MA, N>) {
+#pragma unroll
+    for (int h = 0; h < kHeld<MA, N>; ++h) {
+      if (i + h < count) step(i + h, weights[h]);
+    }
   }
   products_done(total);
-  copy_async_wait<0>();
 }
 
 }  // namespace dsv4::cuda

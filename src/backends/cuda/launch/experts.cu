@@ -83,31 +83,43 @@ __device__ void multiply_few(const Tile (&tiles)[kPair], const Work<RowOf>& w, c
   __syncthreads();
 }
 
-// N tokens at most: total, shares added in order. `shared`: the ring, then room for one share.
+// Of the warps that multiply many tokens.
+__device__ void sync_multipliers() { asm volatile("bar.sync 1, %0;" ::"n"(kMultiplyThreads) : "memory"); }
+
+// N tokens at most: total, shares added in order. `shared`: the ring, then room for one share. False for the warps that
+// bring tokens: they are done.
 template <Product P, int N, class RowOf>
-__device__ void multiply_shares(const Tile (&tiles)[kPair], const Work<RowOf>& w, char* shared, float (&total)[kPair][N / 2]) {
+__device__ bool multiply_shares(const Tile (&tiles)[kPair], const Work<RowOf>& w, char* shared, float (&total)[kPair][N / 2]) {
   static_assert(kShares == 2, "the first share is kept, the second added to it");
-  float* spare = reinterpret_cast<float*>(shared + kRingBytes<N>) + threadIdx.x;
+  __shared__ Ring<N> ring;
+  init_ring(ring, w.stride * int64_t{2}, w.count, w.row_of);
   const auto next = [&](int block) { return block + kShares < w.blocks ? block + kShares : block % kShares + 1; };
-  Weights<P, kPair, N> weights = {};
-  load_blocks<P>(tiles, 0, weights.now);
-  if (kTwoAhead<P, kPair, N> && w.blocks > 1) load_blocks<P>(tiles, next(0), weights.ahead);
-  const InputPieces<N> input(w.x, w.stride * int64_t{2}, w.count, w.row_of);
+  if (threadIdx.x >= kMultiplyThreads) {
+    bring_tokens(w.x, 0, w.blocks, next, ring, shared);
+    return false;
+  }
+  Held<P, kPair, N> weights = {};
+  load_blocks<P>(tiles, 0, weights[0]);
+  if constexpr (kHeld<kPair, N> > 1) {
+    if (w.blocks > 1) load_blocks<P>(tiles, next(0), weights[1]);
+  }
+  float* spare = reinterpret_cast<float*>(shared + kRingBytes<N>) + threadIdx.x;
   const auto ends = [](int block, int following) { return following % kShares != block % kShares; };
-  multiply_many<P, kPair, N>(tiles, 0, w.blocks, next, weights, input, shared, total, ends, [&](float (&sums)[kPair][N / 2]) {
+  multiply_many<P, kPair, N>(tiles, 0, w.blocks, next, weights, ring, shared, total, ends, [&](float (&sums)[kPair][N / 2]) {
 #pragma unroll
     for (int e = 0; e < kPair * N / 2; ++e) {
       float& v = sums[e / (N / 2)][e % (N / 2)];
-      spare[e * kManyThreads] = v;
+      spare[e * kMultiplyThreads] = v;
       v = 0.0f;
     }
   });
-  if (w.blocks < kShares) return;
 #pragma unroll
   for (int e = 0; e < kPair * N / 2; ++e) {
     float& v = total[e / (N / 2)][e % (N / 2)];
-    v = spare[e * kManyThreads] + v;
+    if (w.blocks >= kShares) v = spare[e * kMultiplyThreads] + v;
   }
+  sync_multipliers();
+  return true;
 }
 
 // act8 of one group of h of pair `pair` by one warp; lane l gives elements 4 l .. 4 l + 3.
@@ -132,8 +144,7 @@ __device__ void up(const Experts& p, const BlockTask& task, const Matrix& w1, co
   };
   if constexpr (N > kFew) {
     float total[kPair][N / 2] = {};
-    multiply_shares<P, N>(tiles, w, shared, total);
-    __syncthreads();
+    if (!multiply_shares<P, N>(tiles, w, shared, total)) return;
     constexpr int kRow = kUpRows + 1;
     float* h = reinterpret_cast<float*>(shared);
 #pragma unroll
@@ -141,8 +152,8 @@ __device__ void up(const Experts& p, const BlockTask& task, const Matrix& w1, co
       const int r = local * kTileRows + lane / 4 + e % 4 / 2 * 8, n = e / 4 * 8 + lane % 4 * 2 + e % 2;
       h[n * kRow + r] = r < rows ? h_of(total[0][e], total[1][e]) : 0.0f;
     }
-    __syncthreads();
-    for (int n = warp; n < task.count; n += kTiles) {
+    sync_multipliers();
+    for (int n = warp; n < task.count; n += kManyWarps) {
       const int pair = task.pair(n);
       const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
       float v[4];
@@ -194,9 +205,8 @@ __device__ void down(const Experts& p, const BlockTask& task, const Matrix& w2, 
   };
   if constexpr (N > kFew) {
     float total[kPair][N / 2] = {};
-    multiply_shares<P, N>(tiles, w, shared, total);
+    if (!multiply_shares<P, N>(tiles, w, shared, total)) return;
     // Through shared memory, so that neighbouring threads write neighbouring rows.
-    __syncthreads();
     constexpr int kRow = kDownRows + 2;
     float* out = reinterpret_cast<float*>(shared);
 #pragma unroll
@@ -207,8 +217,8 @@ __device__ void down(const Experts& p, const BlockTask& task, const Matrix& w2, 
         out[n * kRow + (local * kPair + m) * kTileRows + lane / 4 + e % 4 / 2 * 8] = total[m][e];
       }
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < task.count * (kDownRows / 2); i += kManyThreads) {
+    sync_multipliers();
+    for (int i = threadIdx.x; i < task.count * (kDownRows / 2); i += kMultiplyThreads) {
       const int n = i / (kDownRows / 2), r = i % (kDownRows / 2) * 2;
       store(n, r, out[n * kRow + r], out[n * kRow + r + 1]);
     }
@@ -308,6 +318,8 @@ __device__ bool find_task(const Experts& p, Part part, OwnPlan& own, BlockTask& 
 }
 
 template <int N, int WPT>
+constexpr int kThreads = N == kFew ? kTiles * WPT * 32 : kManyThreads;
+template <int N, int WPT>
 constexpr int kBlocksPerProcessor = N == kFew && WPT == 1 ? 2 : 1;
 
 // The experts of one slice of the output, all tokens, by the block that is the last to finish it.
@@ -338,7 +350,7 @@ __device__ void combine(const Experts& p, int tasks) {
 }
 
 template <Product P, int N, int WPT>
-__global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<N, WPT>) up_kernel(const __grid_constant__ Experts p, Part part) {
+__global__ void __launch_bounds__(kThreads<N, WPT>, kBlocksPerProcessor<N, WPT>) up_kernel(const __grid_constant__ Experts p, Part part) {
   // The next kernel comes when all blocks are past this: what made the plan is done then.
   begin(part, true);
   extern __shared__ __align__(1024) char expert_shared[];
@@ -366,7 +378,7 @@ __global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<N, WPT>)
 }
 
 template <Product P, int N, int WPT>
-__global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<N, WPT>) down_kernel(const __grid_constant__ Experts p, Part part) {
+__global__ void __launch_bounds__(kThreads<N, WPT>, kBlocksPerProcessor<N, WPT>) down_kernel(const __grid_constant__ Experts p, Part part) {
   extern __shared__ __align__(1024) char expert_shared[];
   __shared__ OwnPlan own;
   // The plan is older than the kernel before this one, and read past L1: weights can be asked for now.
@@ -389,7 +401,7 @@ __global__ void __launch_bounds__(kTiles* WPT * 32, kBlocksPerProcessor<N, WPT>)
 
 constexpr int few_bytes(int blocks) { return kFew * few_stride(blocks) + kSumBytes; }
 template <int N>
-constexpr int kManyBytes = std::max(kRingBytes<N> + kPair * N / 2 * kManyThreads * 4, N * (kDownRows + 2) * 4);
+constexpr int kManyBytes = std::max(kRingBytes<N> + kPair * N / 2 * kMultiplyThreads * 4, N * (kDownRows + 2) * 4);
 template <int N>
 constexpr int shared_bytes(int blocks) {
   return N == kFew ? few_bytes(blocks) : kManyBytes<N>;
@@ -401,14 +413,14 @@ Status launch_up(OpContext& ctx, const Experts& p, unsigned tasks, Part part) {
   const int I = part == Part::kShared ? p.shared_I : part == Part::kRouted ? p.I : std::max(p.I, p.shared_I);
   DSV4_TRY(allow_shared(up_kernel<P, N, WPT>, bytes));
   const dim3 grid(static_cast<unsigned>(ceil_div(I, kUpRows)), tasks);
-  return enqueue(ctx, "up_kernel", up_kernel<P, N, WPT>, grid, kTiles * WPT * 32, static_cast<size_t>(bytes), p, part);
+  return enqueue(ctx, "up_kernel", up_kernel<P, N, WPT>, grid, kThreads<N, WPT>, static_cast<size_t>(bytes), p, part);
 }
 template <Product P, int N, int WPT>
 Status launch_down(OpContext& ctx, const Experts& p, unsigned tasks, Part part) {
   const int bytes = shared_bytes<N>(p.h_stride / kBlockK);
   DSV4_TRY(allow_shared(down_kernel<P, N, WPT>, bytes));
   const dim3 grid(static_cast<unsigned>(ceil_div(p.D, kDownRows)), tasks);
-  return enqueue(ctx, "down_kernel", down_kernel<P, N, WPT>, grid, kTiles * WPT * 32, static_cast<size_t>(bytes), p, part);
+  return enqueue(ctx, "down_kernel", down_kernel<P, N, WPT>, grid, kThreads<N, WPT>, static_cast<size_t>(bytes), p, part);
 }
 
 template <Product P, int N, int WPT>

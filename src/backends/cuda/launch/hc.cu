@@ -237,7 +237,8 @@ Status run_streams(OpContext& ctx, const Hc& p) {
     const dim3 grid(static_cast<unsigned>(ceil_div(p.D / 2, 256)), static_cast<unsigned>(p.T));
     return enqueue(ctx, "hc_post_kernel", hc_post_kernel<HC>, grid, 256, 0, p);
   }
-  if (p.T > kFewTokens) return hc_many<HC>(ctx, p);
+  // A cluster of one block cannot send to itself.
+  if (p.T > kFewTokens || p.D <= kPart) return hc_many<HC>(ctx, p);
   return p.D <= static_cast<int>(kMaxCluster) * kPart ? launch<HC, 1>(ctx, p) : launch<HC, 2>(ctx, p);
 }
 

@@ -16,6 +16,7 @@ constexpr int kWarps = 8;
 constexpr int kFewTokens = 8;             // of one block at most
 constexpr int kPrefetchBytes = 8 * 1024;  // of a warp's weights
 constexpr int kInputBytes = 96 * 1024;    // of a block: two share a processor
+constexpr int kOwnTokens = 2;             // whose act8 every block makes for itself
 constexpr int kShareSums = kFewTokens * kTileRows;
 
 // 1 / root mean square of up to 8 rows, with the sums of rms_norm. `sums` [8][kWarps].
@@ -170,7 +171,7 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
   }
   const int blocks = ceil_div(p.K, kBlockK);
   p.few = std::clamp(kInputBytes / few_stride(blocks), 1, kFewTokens);
-  const bool stages = act8 && p.T <= p.few;
+  const bool stages = act8 && p.T <= std::min(p.few, kOwnTokens);
   if (p.norm && (!stages || raw || p.K % 2 != 0)) {
     DSV4_ASSIGN(bf16* normed, scratch.take<bf16>(static_cast<int64_t>(p.T) * p.K));
     DSV4_TRY(rms_norm(ctx, {.x = p.x, .w = p.norm, .y = normed, .T = p.T, .N = p.K, .eps = p.norm_eps}));

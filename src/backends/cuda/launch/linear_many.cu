@@ -15,19 +15,15 @@ constexpr int kSumRow = kManyRows + 4;  // floats of one token's sums on their w
 constexpr int kNearTiles = 8;           // of tokens: their blocks run at one time, so that L2 holds what they share
 template <int N>
 constexpr int kSharedBytes = std::max(kRingBytes<N>, N * kSumRow * 4);
-// Two blocks on a processor where registers allow it.
-template <Product P, int N>
-constexpr int kBlocksPerProcessor = N <= 64 && P == Product::kFp8 ? 2 : 1;
-
 // The rows of a grid: for each of `cluster` blocks in turn a share of K, then the next 128 rows.
 struct Grid {
   int32_t cluster, row_clusters, token_tiles;
 };
 
 template <Product P, int N>
-__global__ void __launch_bounds__(kManyThreads, kBlocksPerProcessor<P, N>)
+__global__ void __launch_bounds__(kManyThreads, 1)
     linear_many_kernel(const __grid_constant__ LinearParams p, const Grid grid) {
-  extern __shared__ __align__(1024) char ring[];
+  extern __shared__ __align__(1024) char shared[];
   namespace cg = cooperative_groups;
   const int index = blockIdx.x / grid.cluster, rank = blockIdx.x % grid.cluster;
   const int near = index / (kNearTiles * grid.row_clusters) * kNearTiles, in_near = index % (kNearTiles * grid.row_clusters);
@@ -41,27 +37,32 @@ __global__ void __launch_bounds__(kManyThreads, kBlocksPerProcessor<P, N>)
   const int blocks = job.w.blocks(), tile = first_row / kTileRows + warp;
   const bool inside = tile < job.w.tiles();
   const Tile mine[1] = {tile_of<P>(job.w, inside ? tile : 0)};
-  // Weights do not depend on the kernels before.
-  Weights<P, 1, N> weights = {};
-  const int count = (blocks - share + job.split - 1) / job.split;
-  if (count > 0) load_blocks<P>(mine, share, weights.now);
-  if (kTwoAhead<P, 1, N> && count > 1) load_blocks<P>(mine, share + job.split, weights.ahead);
-  wait_for_previous();
-
-  const int group = p.rows_per_group ? first_row / p.rows_per_group : 0;
-  const int64_t stride = job.act8 ? blocks * kBlockK : p.x_stride;
-  const bf16* x = (job.act8 ? p.act8 : p.x + static_cast<int64_t>(group) * p.K) + first_token * stride;
-  const InputPieces<N> input(x, stride * 2, first_row < job.w.rows ? tokens : 0, [](int n) { return static_cast<int64_t>(n); });
+  const int64_t stride = job.act8 ? blocks * kBlockK : p.x_stride;  // elements
+  __shared__ Ring<N> ring;
+  init_ring(ring, stride * 2, tokens, [](int n) { return static_cast<int64_t>(n); });
+  const int count = first_row < job.w.rows ? (blocks - share + job.split - 1) / job.split : 0;
+  const auto next = [&](int block) { return block + job.split; };
   float total[1][N / 2] = {};
-  multiply_many<P, 1, N>(mine, share, first_row < job.w.rows ? count : 0, [&](int block) { return block + job.split; }, weights,
-                         input, ring, total, [](int, int) { return false; }, [](auto&) {});
+  if (warp < kManyWarps) {
+    // Weights do not depend on the kernels before.
+    Held<P, 1, N> weights = {};
+    if (count > 0) load_blocks<P>(mine, share, weights[0]);
+    if (count > 1) load_blocks<P>(mine, share + job.split, weights[1]);
+    wait_for_previous();
+    multiply_many<P, 1, N>(mine, share, count, next, weights, ring, shared, total, [](int, int) { return false; }, [](auto&) {});
+  } else {
+    wait_for_previous();
+    const int group = p.rows_per_group ? first_row / p.rows_per_group : 0;
+    const bf16* x = (job.act8 ? p.act8 : p.x + static_cast<int64_t>(group) * p.K) + first_token * stride;
+    bring_tokens(x, share, count, next, ring, shared);
+  }
   __syncthreads();
 
   // Sums [token][row] through shared memory; the blocks of a cluster share the tokens out among them.
-  float* sums = reinterpret_cast<float*>(ring);
+  float* sums = reinterpret_cast<float*>(shared);
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
-  for (int e = 0; e < N / 2; ++e) {
+  for (int e = 0; e < N / 2 && warp < kManyWarps; ++e) {
     sums[(e / 4 * 8 + 2 * t + e % 2) * kSumRow + warp * kTileRows + g + e % 4 / 2 * 8] = total[0][e];
   }
   const cg::cluster_group cluster = cg::this_cluster();
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kManyThreads, kBlocksPerProcessor<P, N>)
   else __syncthreads();
   const int row = first_row + lane * 4;
   const int per_share = (tokens + job.split - 1) / job.split, end = min(tokens, (share + 1) * per_share);
-  for (int token = share * per_share + warp; token < end && row < job.w.rows; token += kManyWarps) {
+  for (int token = share * per_share + warp; token < end && row < job.w.rows; token += kManyThreads / 32) {
     float y[4] = {};
     for (int s = 0; s < job.split; ++s) {
       const float* from = grid.cluster > 1 ? cluster.map_shared_rank(sums, rank - share + s) : sums;
