@@ -9,6 +9,7 @@ namespace dsv4::bench {
 namespace {
 
 constexpr int64_t kMostDecodeRows = 8;  // more rows than this are a chunk of one prompt
+constexpr int64_t kMostDecodeBatch = 256;  // of cases that decode all the same
 
 }  // namespace
 
@@ -112,6 +113,11 @@ std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows,
   add("attention", cat("SWA", at), [=](uint64_t s) { return attention_case(a, s); });
   add("attention", cat("CSA", at), [=](uint64_t s) { return attention_case(a_csa, s); });
   add("attention", cat("HCA", at), [=](uint64_t s) { return attention_case(a_hca, s); });
+  if (T > kMostDecodeRows && T <= kMostDecodeBatch) {
+    AttentionShape a_batch = a_csa;
+    a_batch.sequences.assign(static_cast<size_t>(T), {options.context, 1});
+    add("attention", cat("CSA, ", T, " sequences", at), [=](uint64_t s) { return attention_case(a_batch, s); });
+  }
   const auto attend = [&](const char* kind, const AttentionShape& s) {
     add("attend", cat("attend ", kind, at),
         [=, heads = m.index_n_heads](uint64_t seed) { return attend_case(s, heads, e, seed); });

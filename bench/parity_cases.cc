@@ -270,6 +270,17 @@ std::vector<CaseSpec> large_cases() {
   }
   const HcShape streams{.T = 700, .D = 4096};
   set.add("hc_post_pre_norm", "T=700 hc=4 D=4096", [=](uint64_t s) { return hc_post_pre_norm_case(streams, s); });
+  // More rows than a kernel takes that shares out the keys of one row: prompts, sequences that decode, contexts shorter
+  // and longer than a window.
+  const Sequences many{{0, 17}, {130, 9}, {255, 1}, {62, 3}, {511, 1}, {3, 1}, {1299, 1}};
+  for (const AttentionShape& a :
+       {AttentionShape{.sequences = many, .H = 64, .d = 512, .window = 128},
+        AttentionShape{.sequences = many, .H = 64, .d = 512, .window = 128, .ratio = 4, .topk = 130, .sharpness = 0.2f},
+        AttentionShape{.sequences = many, .H = 128, .d = 512, .r = 32, .window = 32, .ratio = 128}}) {
+    const std::string name = cat("33 rows H=", a.H, " W=", a.window, " m=", a.ratio, " topk=", a.topk);
+    set.add("attention", name, [=](uint64_t s) { return attention_case(a, s); });
+    set.add("attend", name, [=](uint64_t s) { return attend_case(a, 8, 64, s); });
+  }
   return std::move(set.specs);
 }
 

@@ -1,8 +1,8 @@
-// Attention of one row over window and compressed entries, one kernel for decode and prefill: the keys of
-// a row in chunks of 128 (a block each), HM heads together, key and value from one copy in shared
-// memory. Chunks depend on the row alone, so its result does not depend on the batch. The chunks of a
-// row are one cluster that adds them up in order through shared memory; rows with too many chunks leave
-// partial sums for combine_kernel, which adds in the same order.
+// Attention of one row over window and compressed entries: the keys of a row in chunks of 64, key and value
+// from one copy in shared memory. Chunks depend on the row alone and join in order (class Chunks), so a row's
+// result does not depend on the batch nor on the kernel: attention_kernel here is for few rows or odd shapes,
+// attention_many.cuh for the rest. A block takes one chunk and HM heads. The chunks of a row are one cluster
+// that adds them up through shared memory; rows with too many chunks leave partial sums for combine_kernel.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -14,8 +14,7 @@
 
 namespace dsv4::cuda {
 
-inline constexpr int kChunk = 128;  // keys of one block
-inline constexpr int kHalf = kChunk / 2;
+inline constexpr int kChunk = 64;  // keys whose probabilities share a maximum
 inline constexpr int kAttentionThreads = 256;
 inline constexpr int kMaxChunksOfCluster = 16;
 
@@ -40,26 +39,46 @@ __device__ inline int entry_keys(const AttentionArgs& a, int64_t t, int position
 
 template <int HM, int D>
 constexpr int attention_shared_bytes() {
-  return (HM + kChunk) * (D + 8) * 2 + HM * (kChunk + 8) * 2 + kChunk * 8 + (8 + 16 + 2) * HM * 4;
+  return (HM + kChunk) * (D + 8) * 2 + HM * (kChunk + 8) * 2 + kChunk * 8 + (8 + 32 + 2) * HM * 4;
 }
 
-// How the chunks of one head add up: each by exp(its maximum - the highest one), the whole over the sum
-// of all keys and the sink. Stats become these factors; the inverse of the sum comes back.
+// Over the lanes of a head. Sums of a chunk: by lane over its tiles of 8 keys in order, then this.
+__device__ inline float sum_of_four(float v) {
+  v += __shfl_xor_sync(~0u, v, 1);
+  return v + __shfl_xor_sync(~0u, v, 2);
+}
+
+// How the chunks of one head join, one after the other. The order and each rounding are part of the result.
+class Chunks {
+ public:
+  // Maximum and sum of the next chunk; comes back: what the total so far and the chunk are multiplied by.
+  __device__ float2 join(float top, float sum) {
+    const float highest = fmaxf(top_, top);
+    const float2 f = {expf(top_ - highest), expf(top - highest)};
+    top_ = highest;
+    sum_ = __fmaf_rn(sum, f.y, sum_ * f.x);
+    return f;
+  }
+  __device__ float inverse(float sink) const { return 1.0f / (sum_ + expf(sink - top_)); }
+
+ private:
+  float top_ = -INFINITY, sum_ = 0.0f;
+};
+__device__ inline void add_chunk(const float2& f, float v, float& total) { total = __fmaf_rn(v, f.y, total * f.x); }
+__device__ inline void add_chunk(const float2& f, const float4& v, float4& total) {
+  add_chunk(f, v.x, total.x);
+  add_chunk(f, v.y, total.y);
+  add_chunk(f, v.z, total.z);
+  add_chunk(f, v.w, total.w);
+}
+// Maxima and sums of all chunks become factors; the inverse of the sum comes back.
 __device__ inline float chunk_factors(int chunks, float sink, float2* stats, int stride) {
-  float top = -INFINITY, sum = 0.0f;
-  for (int i = 0; i < chunks; ++i) top = fmaxf(top, stats[i * stride].x);
+  Chunks all;
   for (int i = 0; i < chunks; ++i) {
     float2& s = stats[i * stride];
-    s.x = expf(s.x - top);
-    sum += s.y * s.x;
+    s = all.join(s.x, s.y);
   }
-  return 1.0f / (sum + expf(sink - top));
-}
-__device__ inline void add_chunk(float factor, const float4& v, float4& total) {
-  total.x = __fmaf_rn(v.x, factor, total.x);
-  total.y = __fmaf_rn(v.y, factor, total.y);
-  total.z = __fmaf_rn(v.z, factor, total.z);
-  total.w = __fmaf_rn(v.w, factor, total.w);
+  return all.inverse(sink);
 }
 
 // Four columns of the result from `col`, rotated back where RoPE has them.
@@ -84,6 +103,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   constexpr int kRow = D + 8;          // of Q and K, elements: rows meet different banks
   constexpr int kPRow = kChunk + 8;
   constexpr int MT = HM / 16, NG = 8 / MT;  // tiles of heads; groups of keys, each of MT tiles of 8
+  static_assert(HM * kRow * 4 <= (HM + kChunk) * kRow * 2, "the result takes the place of Q and K");
   constexpr int NC = D / 64;                // tiles of 8 output columns per warp
   extern __shared__ uint4 shared[];
   __shared__ float2 turns[kMaxPairs];
@@ -93,9 +113,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   bf16* probs = k + kChunk * kRow;                      // [HM][kPRow]
   const char** rows = reinterpret_cast<const char**>(probs + HM * kPRow);  // [kChunk]
   float* tile_max = reinterpret_cast<float*>(rows + kChunk);  // [NG][HM]
-  float* tile_sum = tile_max + 8 * HM;                        // [16][HM], by 8 keys whatever HM is
-  float2* own_stats = reinterpret_cast<float2*>(tile_sum + 16 * HM);  // [HM] maximum and sum
-  float* result = reinterpret_cast<float*>(k);                // [HM][kRow], after the products
+  float* lane_sum = tile_max + 8 * HM;                        // [8][HM][4], by pairs of keys: 2 c, 2 c + 1 of a tile of 8
+  float2* own_stats = reinterpret_cast<float2*>(lane_sum + 32 * HM);  // [HM] maximum and sum
+  float* result = reinterpret_cast<float*>(q);                // [HM][kRow], after the products
   float2* stats = reinterpret_cast<float2*>(probs);           // [chunks][HM], likewise
 
   const AttentionArgs& a = p.a;
@@ -147,16 +167,18 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
       }
       rows[threadIdx.x] = row;
     }
-    for (int i = threadIdx.x; i < HM * (D / 8); i += kAttentionThreads) {
-      const int h = i / (D / 8), at = i % (D / 8) * 8;
-      bf16* to = q + h * kRow + at;
-      if (first_head + h < H) copy_async_16(to, a.q + (t * H + first_head + h) * D + at);
-      else *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
-    }
     __syncthreads();
+    // The first half of the columns, then the second.
+    constexpr int kPieces = D / 16;  // of a row's half
     for (int half = 0; half < 2; ++half) {
-      for (int i = threadIdx.x; i < kHalf * (D / 8); i += kAttentionThreads) {
-        const int j = half * kHalf + i / (D / 8), at = i % (D / 8) * 8;
+      for (int i = threadIdx.x; i < HM * kPieces; i += kAttentionThreads) {
+        const int h = i / kPieces, at = (half * kPieces + i % kPieces) * 8;
+        bf16* to = q + h * kRow + at;
+        if (first_head + h < H) copy_async_16(to, a.q + (t * H + first_head + h) * D + at);
+        else *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
+      }
+      for (int i = threadIdx.x; i < kChunk * kPieces; i += kAttentionThreads) {
+        const int j = i / kPieces, at = (half * kPieces + i % kPieces) * 8;
         bf16* to = k + j * kRow + at;
         if (rows[j]) copy_async_16(to, rows[j] + at * 2);
         else if (j >= n) *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
@@ -166,45 +188,37 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
 
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     const int m_tile = warp % MT, group = warp / MT, head = m_tile * 16 + g;  // and head + 8
-    const int halves = n > kHalf ? 2 : 1;
-    // Scores of 16 heads and twice MT * 8 keys per warp.
-    float s[2][MT][4], top[2] = {-INFINITY, -INFINITY};
+    // Scores of 16 heads and MT * 8 keys per warp.
+    float s[MT][4] = {}, top[2] = {-INFINITY, -INFINITY};
+    const bf16* keys = k + group * MT * 8 * kRow;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (half == 0) copy_async_wait<1>();
       else copy_async_wait<0>();
       __syncthreads();
-#pragma unroll
-      for (int j = 0; j < MT; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) s[half][j][i] = 0.0f;
-      }
-      const bf16* keys = k + (half * kHalf + group * MT * 8) * kRow;
-      if (half < halves) {
 #pragma unroll 4
-        for (int d = 0; d < D; d += 32) {
-          uint32_t q0[4], q1[4];
-          const bf16* at = q + (m_tile * 16 + lane % 16) * kRow + d + lane / 16 * 8;
-          ldmatrix(q0, at);
-          ldmatrix(q1, at + 16);
+      for (int d = half * (D / 2); d < (half + 1) * (D / 2); d += 32) {
+        uint32_t q0[4], q1[4];
+        const bf16* at = q + (m_tile * 16 + lane % 16) * kRow + d + lane / 16 * 8;
+        ldmatrix(q0, at);
+        ldmatrix(q1, at + 16);
 #pragma unroll
-          for (int j = 0; j < MT; ++j) {
-            uint32_t b[4];
-            ldmatrix(b, keys + (j * 8 + lane % 8) * kRow + d + lane / 8 * 8);
-            const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
-            mma_bf16(s[half][j], q0, b0);
-            mma_bf16(s[half][j], q1, b1);
-          }
+        for (int j = 0; j < MT; ++j) {
+          uint32_t b[4];
+          ldmatrix(b, keys + (j * 8 + lane % 8) * kRow + d + lane / 8 * 8);
+          const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+          mma_bf16(s[j], q0, b0);
+          mma_bf16(s[j], q1, b1);
         }
       }
+    }
 #pragma unroll
-      for (int j = 0; j < MT; ++j) {
+    for (int j = 0; j < MT; ++j) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int key = half * kHalf + (group * MT + j) * 8 + 2 * c + i % 2;
-          s[half][j][i] = key < n ? s[half][j][i] * p.scale : -INFINITY;
-          top[i / 2] = fmaxf(top[i / 2], s[half][j][i]);
-        }
+      for (int i = 0; i < 4; ++i) {
+        const int key = (group * MT + j) * 8 + 2 * c + i % 2;
+        s[j][i] = key < n ? s[j][i] * p.scale : -INFINITY;
+        top[i / 2] = fmaxf(top[i / 2], s[j][i]);
       }
     }
     for (int o = 1; o < 4; o *= 2) {
@@ -221,35 +235,30 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
       for (int w = 0; w < NG; ++w) top[i] = fmaxf(top[i], tile_max[w * HM + head + 8 * i]);
     }
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int j = 0; j < MT; ++j) {
 #pragma unroll
-      for (int j = 0; j < MT; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float e0 = expf(s[half][j][2 * i] - top[i]), e1 = expf(s[half][j][2 * i + 1] - top[i]);
-          float sum = e0 + e1;
-          sum += __shfl_xor_sync(~0u, sum, 1);
-          sum += __shfl_xor_sync(~0u, sum, 2);
-          const int keys = half * 8 + group * MT + j;
-          if (c == 0) tile_sum[keys * HM + head + 8 * i] = sum;
-          *reinterpret_cast<uint32_t*>(probs + (head + 8 * i) * kPRow + keys * 8 + 2 * c) = pack2(e0, e1);
-        }
+      for (int i = 0; i < 2; ++i) {
+        const float e0 = expf(s[j][2 * i] - top[i]), e1 = expf(s[j][2 * i + 1] - top[i]);
+        const int tile = group * MT + j;
+        lane_sum[(tile * HM + head + 8 * i) * 4 + c] = e0 + e1;
+        *reinterpret_cast<uint32_t*>(probs + (head + 8 * i) * kPRow + tile * 8 + 2 * c) = pack2(e0, e1);
       }
     }
     __syncthreads();
-    if (group == 0 && c == 0) {
+    if (group == 0) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float sum = 0.0f;
 #pragma unroll
-        for (int w = 0; w < 16; ++w) sum += tile_sum[w * HM + head + 8 * i];
-        own_stats[head + 8 * i] = {top[i], sum};
+        for (int w = 0; w < 8; ++w) sum += lane_sum[(w * HM + head + 8 * i) * 4 + c];
+        sum = sum_of_four(sum);
+        if (c == 0) own_stats[head + 8 * i] = {top[i], sum};
       }
     }
     // Output columns of this warp, all heads.
     const int column = warp * (D / 8);
     float o[MT][NC][4] = {};
-    for (int key = 0; key < halves * kHalf; key += 16) {
+    for (int key = 0; key < kChunk; key += 16) {
       uint32_t pa[MT][4];
 #pragma unroll
       for (int m = 0; m < MT; ++m) ldmatrix(pa[m], probs + (m * 16 + lane % 16) * kPRow + key + lane / 16 * 8);
@@ -305,7 +314,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
     float4 sum = {0, 0, 0, 0};
     for (int x = 0; x < chunks; ++x) {
       const float* from = (sharers > 1 ? cluster.map_shared_rank(result, x) : result) + local * kRow + col;
-      add_chunk(stats[x * HM + local].x, *reinterpret_cast<const float4*>(from), sum);
+      add_chunk(stats[x * HM + local], *reinterpret_cast<const float4*>(from), sum);
     }
     store_result(p, t * H + h, col, sum, inverse[local], turns);
   }
@@ -333,7 +342,7 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const __grid_c
   for (int col = threadIdx.x * 4; col < d; col += kCombineThreads * 4) {
     float4 sum = {0, 0, 0, 0};
     for (int i = 0; i < chunks; ++i) {
-      add_chunk(stats[i].x, *reinterpret_cast<const float4*>(p.partial + ((first + i) * H + h) * d + col), sum);
+      add_chunk(stats[i], *reinterpret_cast<const float4*>(p.partial + ((first + i) * H + h) * d + col), sum);
     }
     store_result(p, t * H + h, col, sum, inverse, turns);
   }

@@ -65,12 +65,13 @@ __device__ void store_row(const float (&x)[Q][4], int n, bf16* row) {
 // sin and cos of a position's RoPE angles, one entry per pair, by `threads` threads of which this is
 // number `thread`. Not inlined: the code is longer than all that uses it.
 inline constexpr int kMaxPairs = 64;
+__device__ inline float2 make_turn(const RopeView& rope, int position, int pair) {
+  float s, c;
+  sincosf(static_cast<float>(position) * rope.freqs[pair], &s, &c);
+  return {s, c};
+}
 __device__ __noinline__ inline void make_turns(const RopeView& rope, int position, int thread, int threads, float2* turns) {
-  for (int i = thread; i < rope.r / 2; i += threads) {
-    float s, c;
-    sincosf(static_cast<float>(position) * rope.freqs[i], &s, &c);
-    turns[i] = {s, c};
-  }
+  for (int i = thread; i < rope.r / 2; i += threads) turns[i] = make_turn(rope, position, i);
 }
 
 // RoPE on the last r of n elements.

@@ -3,6 +3,7 @@
 
 #include "backends/cuda/core.h"
 #include "backends/cuda/device/attention.cuh"
+#include "backends/cuda/device/attention_many.cuh"
 #include "backends/cuda/launch/prepare.h"
 #include "backends/cuda/ops.h"
 #include "base/str.h"
@@ -13,6 +14,17 @@ namespace {
 
 constexpr int64_t kPartialBytes = int64_t{512} << 20;  // longer batches take turns
 constexpr int64_t kMaxRows = 32768;                    // of one grid
+
+// Few rows: a block for each chunk and 16 heads, up to two at a time on a processor. Many: a block for each row and 64
+// heads, which wins from about one row in 16 processors on, whatever the number of chunks. The result is the same.
+constexpr int64_t kManyShare = 16;
+
+Result<int> processor_count() {
+  int device = 0, count = 0;
+  DSV4_TRY(check(cudaGetDevice(&device), "current device"));
+  DSV4_TRY(check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "number of processors"));
+  return count;
+}
 
 template <int HM, int D>
 Status launch(OpContext& ctx, const AttentionParams& p, int64_t rows) {
@@ -33,6 +45,15 @@ Status launch_heads(OpContext& ctx, const AttentionParams& p, int64_t rows) {
   return p.a.H <= 16 || few ? launch<16, D>(ctx, p, rows) : launch<64, D>(ctx, p, rows);
 }
 
+// Many rows: one block per processor.
+Status launch_many(OpContext& ctx, const AttentionParams& p, int64_t items, int processors) {
+  static_assert(many::kSharedBytes <= kMaxSharedBytes);
+  DSV4_TRY(allow_shared(many::attention_many_kernel, many::kSharedBytes));
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, processors));
+  return enqueue(ctx, "attention_many_kernel", many::attention_many_kernel, dim3(blocks), many::kThreads, many::kSharedBytes, p,
+                 static_cast<int>(items));
+}
+
 }  // namespace
 
 Status attention(OpContext& ctx, const AttentionArgs& a) { return attention_out(ctx, a, {}); }
@@ -48,6 +69,11 @@ Status attention_out(OpContext& ctx, const AttentionArgs& a, const RopeView& rop
   if (a.entries.data) most += a.selected ? a.topk : a.batch.max_pages * a.entries.per_page;
   AttentionParams p{.a = a, .rope = rope, .max_chunks = static_cast<int32_t>(ceil_div<int64_t>(most, kChunk)),
                     .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(a.d)))};
+  if (a.d == many::kDim && a.H % many::kHeads == 0) {
+    const int64_t items = T * (a.H / many::kHeads);
+    DSV4_ASSIGN(const int processors, processor_count());
+    if (kManyShare * items >= processors) return launch_many(ctx, p, items, processors);
+  }
   p.cluster = p.max_chunks > 1 && p.max_chunks <= kMaxChunksOfCluster;
   int64_t rows = std::min(T, kMaxRows);
   Workspace::Scope scratch(ctx.workspace);
