@@ -22,19 +22,21 @@ static_assert(kChunk == kTile && kHeads == kTile);
 struct Shared {
   char queries[kRowsBytes];
   char keys[2][kRowsBytes];
-  char probs[2][kTileBytes];   // [head][key], a tile; of this chunk and the next
+  char probs[kTileBytes];      // [head][key], a tile
   char out[8][16 * 128];       // of each warp: 16 heads, 64 columns
-  float2 stats[2][kHeads];     // maximum and sum, likewise
-  float2 turns[4][kMaxPairs];  // of rows: producers are up to three ahead
+  float2 stats[kHeads];        // maximum and sum
+  float2 turns[4][kMaxPairs];  // of rows: producers are up to two ahead
 };
 inline constexpr int kSharedBytes = sizeof(Shared);
 
-// Named barriers. Full: those who made it arrive, those who read it wait. Empty: the other way round. Scores and
-// exponentials of a chunk need no Empty: its keys are there only when the chunk two before is added up.
+// Named barriers. Full: those who made it arrive, those who read it wait. Empty: the other way round. The scores of a
+// chunk wait until half of the chunk before is added up: earlier they would only take the tensor cores from it, and the
+// two stages would be emptied, and then filled, at the same time.
 enum Barrier : int {
   kKeysFull = 1,       // of each stage
   kKeysEmpty = 3,      // of each stage and half of the tiles: a warpgroup's first two, its last two
-  kProbsFull = 7,      // of each stage
+  kProbsFull = 7,
+  kHalfAdded = 8,  // and probs, stats are read
   kQueriesFull = 9,
   kQueriesEmpty = 10,  // for each pair, whose turn it is
 };
@@ -286,14 +288,16 @@ __device__ inline void make_probs(const AttentionParams& p, Shared& shared, int 
     barrier_sync<kProducersAndWeigher>(kQueriesFull);
     for (int begin = 0; begin < all; begin += kChunk, ++chunk) {
       const int stage = chunk % 2;
+      if (chunk > 0) barrier_sync<kWeigherAndAdders>(kHalfAdded);
       barrier_sync<kProducersAndWeigher>(kKeysFull + stage);
       float s[32];
       score(shared.queries, shared.keys[stage], s);
       if (begin + kChunk >= all) barrier_arrive<kProducersAndWeigher>(kQueriesEmpty + queries_pair(chunk + 1));
-      weigh(p.scale, all - begin, s, shared.probs[stage], shared.stats[stage]);
-      barrier_arrive<kWeigherAndAdders>(kProbsFull + stage);
+      weigh(p.scale, all - begin, s, shared.probs, shared.stats);
+      barrier_arrive<kWeigherAndAdders>(kProbsFull);
     }
   }
+  if (chunk > 0) barrier_sync<kWeigherAndAdders>(kHalfAdded);
 }
 
 // The result of a row, 16 heads and 256 columns per warp, rotated back; through shared memory, so that neighbouring
@@ -352,23 +356,24 @@ __device__ inline void add_up(const AttentionParams& p, Shared& shared, int item
     float total[kPieces][32] = {};
     for (int begin = 0; begin < all; begin += kChunk, ++chunk) {
       const int stage = chunk % 2;
-      barrier_sync<kWeigherAndAdders>(kProbsFull + stage);
+      barrier_sync<kWeigherAndAdders>(kProbsFull);
       uint32_t probs[4][4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) ldmatrix(probs[k], shared.probs[stage] + place(warp % 4 * 16 + lane % 16, k * 2 + lane / 16));
+      for (int k = 0; k < 4; ++k) ldmatrix(probs[k], shared.probs + place(warp % 4 * 16 + lane % 16, k * 2 + lane / 16));
       float o[32];
       const char* tiles = shared.keys[stage] + group * kPieces * kTileBytes;
       begin_product(probs, tiles, o);
       float2 factors[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float2 s = shared.stats[stage][head + 8 * i];
+        const float2 s = shared.stats[head + 8 * i];
         factors[i] = joined[i].join(s.x, s.y);
       }
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece) {
         finish_product(o);
         if (piece % 2 == 1) barrier_arrive<kProducersAndAdders>(kKeysEmpty + stage * 2 + piece / 2);
+        if (piece == 1) barrier_arrive<kWeigherAndAdders>(kHalfAdded);
 #pragma unroll
         for (int i = 0; i < 32; ++i) add_chunk(factors[i / 2 % 2], o[i], total[piece][i]);
         if (piece + 1 < kPieces) begin_product(probs, tiles + (piece + 1) * kTileBytes, o);
