@@ -21,8 +21,8 @@ inline constexpr int kInputBytes = 2 * N * kTokenRowBytes;
 template <int N>
 inline constexpr int kRingBytes = kStages * kInputBytes<N>;
 
-// The barriers of a ring, and where its tokens are: in pieces of 16 bytes from the first row, kAbsent past the last.
-inline constexpr uint32_t kAbsent = ~0u;
+// The barriers of a ring, and where its tokens are: in pieces of 16 bytes from the first row. Past the last one it is
+// the first again: what becomes of it nobody reads.
 template <int N>
 struct Ring {
   uint64_t full[kStages], empty[kStages];
@@ -32,8 +32,8 @@ struct Ring {
 template <int N, class RowOf>
 __device__ inline void init_ring(Ring<N>& ring, int64_t stride, int tokens, const RowOf& row_of) {
   if (threadIdx.x < N) {
-    const int n = threadIdx.x;
-    ring.rows[n] = n < tokens ? static_cast<uint32_t>(row_of(n) * (stride / 16)) : kAbsent;
+    const int n = static_cast<int>(threadIdx.x) < tokens ? static_cast<int>(threadIdx.x) : 0;
+    ring.rows[threadIdx.x] = tokens > 0 ? static_cast<uint32_t>(row_of(n) * (stride / 16)) : 0;
   }
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
@@ -47,8 +47,12 @@ __device__ inline void init_ring(Ring<N>& ring, int64_t stride, int tokens, cons
 // By the warps from kManyWarps on: blocks first, next(first), ..., `count` of them, of the rows of x to `to`.
 template <int N, class Next>
 __device__ inline void bring_tokens(const void* x, int first, int count, const Next& next, Ring<N>& ring, char* to) {
-  const int bringer = threadIdx.x / 32 - kManyWarps, lane = threadIdx.x % 32, piece = lane % 16;
+  const int bringer = threadIdx.x / 32 - kManyWarps, lane = threadIdx.x % 32, piece = lane % 16, first_row = lane / 16;
+  // Every second row of a lane; their places repeat from tile to tile.
   to += piece / 8 * (N * kTokenRowBytes);
+  int places[4];
+#pragma unroll
+  for (int q = 0; q < 4; ++q) places[q] = token_piece(first_row + 2 * q, piece % 8);
   int block = first;
   for (int i = 0; i < bringer; ++i) block = next(block);
   for (int i = bringer; i < count; i += kBringers) {
@@ -56,10 +60,13 @@ __device__ inline void bring_tokens(const void* x, int first, int count, const N
     if (i >= kStages) barrier_wait(ring.empty + stage, i / kStages - 1);
     const char* from = static_cast<const char*>(x) + block * (kBlockK * 2) + piece * 16;
     char* const to_stage = to + stage * kInputBytes<N>;
-#pragma unroll 8
-    for (int n = lane / 16; n < N; n += 2) {
-      const uint32_t row = ring.rows[n];
-      copy_async_16_or_zero(to_stage + token_piece(n, piece % 8), from + (row == kAbsent ? 0 : static_cast<int64_t>(row) * 16), row != kAbsent);
+#pragma unroll
+    for (int tile = 0; tile < N / 8; ++tile) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        const int64_t row = ring.rows[first_row + tile * 8 + 2 * q];
+        copy_async_16(to_stage + places[q] + tile * kTokenTileBytes, from + row * 16);
+      }
     }
     copy_async_commit();
     copy_async_wait<0>();
@@ -82,9 +89,9 @@ __device__ inline void load_blocks(const Tile (&tiles)[MA], int block, Block<P> 
 
 // total += one block of this warp's MA tiles times N tokens at `input` in shared memory, by groups of products: half of
 // a block of a tile each. Those before the last two groups have ended when it returns. All warps of a warpgroup come
-// together.
-template <Product P, int MA, int N>
-__device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input, float (&total)[MA][N / 2]) {
+// together. used(m) comes when tile m has become operands.
+template <Product P, int MA, int N, class Used>
+__device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input, float (&total)[MA][N / 2], const Used& used) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(input));
   uint32_t a[2][2][2][4];  // [half][group of 32][step]
@@ -101,6 +108,7 @@ __device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input
       wgmma_bf16(total[m], a[half][k][1], token_descriptor(tokens + 32));
     }
     wgmma_commit();
+    if (half == 1) used(m);
   }
 #else
   // Other architectures: warp by warp.
@@ -122,6 +130,8 @@ __device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input
       }
     }
   }
+#pragma unroll
+  for (int m = 0; m < MA; ++m) used(m);
 #endif
 }
 
@@ -150,12 +160,17 @@ __device__ inline void multiply_many(const Tile (&tiles)[MA], int first, int cou
   const auto step = [&](int i, Block<P> (&now)[MA]) {
     const int stage = i % kStages;
     barrier_wait(ring.full + stage, i / kStages);
-    multiply_block<P, MA, N>(now, input + stage * kInputBytes<N>, total);
+    const int later = kHeld<MA, N> == 2 ? second : following;
+    multiply_block<P, MA, N>(now, input + stage * kInputBytes<N>, total, [&](int m) {
+      // BF16 codes are the operands: they stay until their products have ended.
+      if (P != Product::kBf16 && i + kHeld<MA, N> < count) load_block<P>(tiles[m], later, now[m]);
+    });
     // Products of the block before have ended.
     if (i > 0 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty + (i - 1) % kStages);
-    // BF16 codes are the operands: they stay until their products have ended.
-    if (P == Product::kBf16) products_done(total);
-    if (i + kHeld<MA, N> < count) load_blocks<P>(tiles, kHeld<MA, N> == 2 ? second : following, now);
+    if (P == Product::kBf16) {
+      products_done(total);
+      if (i + kHeld<MA, N> < count) load_blocks<P>(tiles, later, now);
+    }
     if (i + 1 < count && ends(block, following)) {
       products_done(total);
       between(total);

@@ -1,5 +1,5 @@
 // The one matrix product of this backend: weights are the M operand (16 rows of a tile per warp), tokens the N operand
-// (8 per MMA), both as BF16 with their scales in them. That is exact: codes have four bits at most, scales are powers of two or
+// (8 or more), both as BF16 with their scales in them. That is exact: codes have four bits at most, scales are powers of two or
 // have four bits too. Whatever the number of tokens, each output is the same sum in the same order: one chain of MMAs
 // over a share of K, the shares added last; they are a function of the weight's shape alone.
 #pragma once
@@ -143,37 +143,43 @@ __device__ inline void load_ahead(const Tile (&tiles)[MA], int blocks, int first
   }
 }
 
-// total += one block of MA tiles with 8 tokens, whose operands for this lane begin at `x`.
-template <Product P, int MA>
-__device__ inline void multiply_block(const Block<P> (&b)[MA], const char* x, float (&total)[MA][4]) {
+// total += one block of MA tiles with NT * 8 tokens, whose operands for this lane begin at x[NT].
+template <Product P, int MA, int NT>
+__device__ inline void multiply_block(const Block<P> (&b)[MA], int block, const char* const (&x)[NT], float (&total)[MA][NT][4]) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    uint32_t tokens[4];
-    ldmatrix(tokens, x + j * 64);
-    const uint32_t first[2] = {tokens[0], tokens[1]}, second[2] = {tokens[2], tokens[3]};
+    uint32_t tokens[NT][4];
+#pragma unroll
+    for (int n = 0; n < NT; ++n) ldmatrix(tokens[n], x[n] + block * (kBlockK * 2) + j * 64);
 #pragma unroll
     for (int m = 0; m < MA; ++m) {
       uint32_t a[2][4];
       operands<P>(b[m], j, a);
-      mma_bf16(total[m], a[0], first);
-      mma_bf16(total[m], a[1], second);
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        const uint32_t first[2] = {tokens[n][0], tokens[n][1]}, second[2] = {tokens[n][2], tokens[n][3]};
+        mma_bf16(total[m][n], a[0], first);
+        mma_bf16(total[m][n], a[1], second);
+      }
     }
   }
 }
 
-// Rows of up to 8 tokens in shared memory, in order of K, `blocks` of them: 16 bytes apart modulo 128, so that eight
+// Rows of up to NT * 8 tokens in shared memory, in order of K, `blocks` of them: 16 bytes apart modulo 128, so that eight
 // rows meet different banks. And where this lane's operands of the first block are (rows past the last: any row).
 __host__ __device__ constexpr int few_stride(int blocks) { return blocks * kBlockK * 2 + 16; }
-__device__ inline const char* few_tokens(const char* rows, int stride, int tokens) {
+template <int NT>
+__device__ inline void few_tokens(const char* rows, int stride, int tokens, const char* (&x)[NT]) {
   const int lane = threadIdx.x % 32;
-  return rows + min(lane % 8, tokens - 1) * stride + lane / 8 * 16;
+#pragma unroll
+  for (int n = 0; n < NT; ++n) x[n] = rows + min(n * 8 + lane % 8, tokens - 1) * stride + lane / 8 * 16;
 }
 
-// total += the product of blocks first, first + step, ... of MA tiles with up to 8 tokens, the first of the blocks
+// total += the product of blocks first, first + step, ... of MA tiles with up to NT * 8 tokens, the first of the blocks
 // `ahead`; x of few_tokens().
-template <Product P, int MA>
-__device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, int step, Ahead<P, MA>& ahead, const char* x,
-                                float (&total)[MA][4]) {
+template <Product P, int MA, int NT>
+__device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, int step, Ahead<P, MA>& ahead,
+                                const char* const (&x)[NT], float (&total)[MA][NT][4]) {
   constexpr int kSteps = kDepth<P, MA>;
   for (int base = first; base < blocks; base += kSteps * step) {
 #pragma unroll
@@ -187,7 +193,7 @@ __device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, 
 #pragma unroll
         for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], block + kSteps * step, ahead[stage][m]);
       }
-      multiply_block<P>(b, x + block * (kBlockK * 2), total);
+      multiply_block<P>(b, block, x, total);
     }
   }
 }

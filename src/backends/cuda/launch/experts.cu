@@ -4,7 +4,7 @@
 // With very few rows `up` makes the plan and rounds its input itself, and the last block of `down` to finish a
 // slice of the output adds the experts up: no other kernel is needed.
 // With many rows the shared expert has kernels of its own beside those of the others (Part).
-// Tasks of 8 tokens: their whole input lies in shared memory, and warps run free. Of more: blocks of K come through a
+// Tasks of 8 or 16 tokens: their whole input lies in shared memory, and warps run free. Of more: blocks of K come through a
 // ring, products are those of warpgroups (device/many.cuh).
 #include <algorithm>
 
@@ -21,9 +21,11 @@ constexpr int kPair = 2;   // tiles of a warp: w1 and w3, or two of w2
 constexpr int kShares = kExpertShares;
 constexpr int kUpRows = kTiles * kTileRows, kDownRows = kPair * kUpRows;
 static_assert(kUpRows == kBlockK);
-constexpr int kFew = 8;                              // tokens of a task whose warps run free
-constexpr int kShareSums = kFew * kTileRows;         // floats of one tile and share: [token][16 rows]
-constexpr int kSumBytes = kTiles * kPair * kShares * kShareSums * 4;
+constexpr int kFew = 16;  // tokens of a task whose warps run free, at most
+template <int N>
+constexpr int kShareSums = N * kTileRows;  // floats of one tile and share: [token][16 rows]
+template <int N>
+constexpr int kSumBytes = kTiles * kPair * kShares * kShareSums<N> * 4;
 
 // The task of a block: tokens of one expert, or of the shared one (-1).
 struct BlockTask {
@@ -44,13 +46,13 @@ struct Work {
   RowOf row_of;    // of token n
 };
 
-// Up to 8 tokens, input whole in shared memory: sums of both shares at `sums` [tile of block][of pair][share].
-template <Product P, int WPT, class RowOf>
+// Up to N = 8 or 16 tokens, input whole in shared memory: sums of both shares at `sums` [tile of block][of pair][share].
+template <Product P, int N, int WPT, class RowOf>
 __device__ void multiply_few(const Tile (&tiles)[kPair], const Work<RowOf>& w, char* shared, float*& sums) {
   constexpr int kWarps = kTiles * WPT;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   const int stride = few_stride(w.blocks);
-  sums = reinterpret_cast<float*>(shared + kFew * stride);
+  sums = reinterpret_cast<float*>(shared + N * stride);
   const int first = WPT == 2 ? warp / kTiles : 0;
   Ahead<P, kPair> ahead;
   load_ahead<P>(tiles, w.blocks, first, kShares, ahead);
@@ -70,14 +72,17 @@ __device__ void multiply_few(const Tile (&tiles)[kPair], const Work<RowOf>& w, c
     copy_async_wait<0>();
   }
   __syncthreads();
-  const char* x = few_tokens(shared, stride, w.count);
+  const char* x[N / 8];
+  few_tokens(shared, stride, w.count, x);
   for (int share = first; share < kShares; share += WPT) {
     if (share != first) load_ahead<P>(tiles, w.blocks, share, kShares, ahead);
-    float total[kPair][4] = {};
+    float total[kPair][N / 8][4] = {};
     multiply<P>(tiles, w.blocks, share, kShares, ahead, x, total);
     for (int m = 0; m < kPair; ++m) {
-      float* mine = sums + ((warp % kTiles * kPair + m) * kShares + share) * kShareSums;
-      for (int i = 0; i < 4; ++i) mine[(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[m][i];
+      float* mine = sums + ((warp % kTiles * kPair + m) * kShares + share) * kShareSums<N>;
+      for (int i = 0; i < N / 2; ++i) {
+        mine[(i / 4 * 8 + 2 * c + i % 2) * kTileRows + g + i % 4 / 2 * 8] = total[m][i / 4][i % 4];
+      }
     }
   }
   __syncthreads();
@@ -162,7 +167,7 @@ __device__ void up(const Experts& p, const BlockTask& task, const Matrix& w1, co
     }
   } else {
     float* sums;
-    multiply_few<P, WPT>(tiles, w, shared, sums);
+    multiply_few<P, N, WPT>(tiles, w, shared, sums);
     for (int n = warp; n < task.count; n += kTiles * WPT) {
       const int pair = task.pair(n);
       const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
@@ -170,8 +175,8 @@ __device__ void up(const Experts& p, const BlockTask& task, const Matrix& w1, co
       for (int i = 0; i < 4; ++i) {
         const int r = lane * 4 + i;
         const auto sum = [&](int m) {
-          const float* s = sums + (r / kTileRows * kPair + m) * kShares * kShareSums + n * kTileRows + r % kTileRows;
-          return s[0] + s[kShareSums];
+          const float* s = sums + (r / kTileRows * kPair + m) * kShares * kShareSums<N> + n * kTileRows + r % kTileRows;
+          return s[0] + s[kShareSums<N>];
         };
         v[i] = r < rows ? round_bf16(h_of(sum(0), sum(1)) * weight) : 0.0f;
       }
@@ -224,11 +229,11 @@ __device__ void down(const Experts& p, const BlockTask& task, const Matrix& w2, 
     }
   } else {
     float* sums;
-    multiply_few<P, WPT>(tiles, w, shared, sums);
+    multiply_few<P, N, WPT>(tiles, w, shared, sums);
     for (int i = threadIdx.x; i < task.count * (kDownRows / 2); i += kTiles * WPT * 32) {
       const int n = i / (kDownRows / 2), r = i % (kDownRows / 2) * 2;
-      const float* s = sums + r / kTileRows * kShares * kShareSums + n * kTileRows + r % kTileRows;
-      store(n, r, s[0] + s[kShareSums], s[1] + s[kShareSums + 1]);
+      const float* s = sums + r / kTileRows * kShares * kShareSums<N> + n * kTileRows + r % kTileRows;
+      store(n, r, s[0] + s[kShareSums<N>], s[1] + s[kShareSums<N> + 1]);
     }
   }
 }
@@ -318,9 +323,9 @@ __device__ bool find_task(const Experts& p, Part part, OwnPlan& own, BlockTask& 
 }
 
 template <int N, int WPT>
-constexpr int kThreads = N == kFew ? kTiles * WPT * 32 : kManyThreads;
+constexpr int kThreads = N <= kFew ? kTiles * WPT * 32 : kManyThreads;
 template <int N, int WPT>
-constexpr int kBlocksPerProcessor = N == kFew && WPT == 1 ? 2 : 1;
+constexpr int kBlocksPerProcessor = N <= kFew && WPT == 1 ? 2 : 1;
 
 // The experts of one slice of the output, all tokens, by the block that is the last to finish it.
 __device__ void combine(const Experts& p, int tasks) {
@@ -399,12 +404,15 @@ __global__ void __launch_bounds__(kThreads<N, WPT>, kBlocksPerProcessor<N, WPT>)
   end(part);
 }
 
-constexpr int few_bytes(int blocks) { return kFew * few_stride(blocks) + kSumBytes; }
+template <int N>
+constexpr int few_bytes(int blocks) {
+  return N * few_stride(blocks) + kSumBytes<N>;
+}
 template <int N>
 constexpr int kManyBytes = std::max(kRingBytes<N> + kPair * N / 2 * kMultiplyThreads * 4, N * (kDownRows + 2) * 4);
 template <int N>
 constexpr int shared_bytes(int blocks) {
-  return N == kFew ? few_bytes(blocks) : kManyBytes<N>;
+  return N <= kFew ? few_bytes<N>(blocks) : kManyBytes<N>;
 }
 
 template <Product P, int N, int WPT>
@@ -436,11 +444,12 @@ Status launch(OpContext& ctx, const Experts& p, unsigned tasks, bool shared_plan
 template <Product P>
 Status launch_tokens(OpContext& ctx, const Experts& p, unsigned tasks, int per_task, bool shared_planned) {
   switch (per_task) {
-    case kFew: {
+    case 8: {
       // One block per processor and warps to spare, or two of half as many warps.
       const bool few = tasks * static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kUpRows)) <= 132;
-      return few ? launch<P, kFew, 2>(ctx, p, tasks, shared_planned) : launch<P, kFew, 1>(ctx, p, tasks, shared_planned);
+      return few ? launch<P, 8, 2>(ctx, p, tasks, shared_planned) : launch<P, 8, 1>(ctx, p, tasks, shared_planned);
     }
+    case 16: return launch<P, 16, 2>(ctx, p, tasks, shared_planned);
     case 32: return launch<P, 32, 1>(ctx, p, tasks, shared_planned);
     default: return launch<P, kManyTaskTokens, 1>(ctx, p, tasks, shared_planned);
   }
@@ -451,13 +460,14 @@ Status launch_tokens(OpContext& ctx, const Experts& p, unsigned tasks, int per_t
 bool plans_itself(int64_t T, int64_t k, int64_t D) {
   // Every block rounds its rows and looks through all pairs: with 8 rows that took longer than two more kernels.
   constexpr int64_t kMostRows = 2;
-  return T <= kMostRows && T * k <= kMostPairs && few_bytes(static_cast<int>(ceil_div<int64_t>(D, kBlockK))) <= kMaxSharedBytes / 2;
+  return T <= kMostRows && T * k <= kMostPairs && few_bytes<8>(static_cast<int>(ceil_div<int64_t>(D, kBlockK))) <= kMaxSharedBytes / 2;
 }
 
 int task_tokens(const Experts& p, int64_t pairs, int64_t E) {
   // Few tokens per expert: 8 waste least. Each expert sees pairs / E on average.
   const int blocks = std::max(ceil_div(p.D, kBlockK), p.h_stride / kBlockK);
-  if (pairs <= 6 * E && few_bytes(blocks) <= kMaxSharedBytes / 2) return kFew;
+  if (pairs <= 6 * E && few_bytes<8>(blocks) <= kMaxSharedBytes / 2) return 8;
+  if (pairs <= 12 * E && few_bytes<16>(blocks) <= kMaxSharedBytes) return 16;
   return pairs <= 24 * E ? 32 : kManyTaskTokens;
 }
 

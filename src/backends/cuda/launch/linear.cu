@@ -72,7 +72,7 @@ __device__ void stage_act8(const LinearParams& p, int blocks, char* rows, int st
 // before: the first are on their way while those still run.
 template <Product P>
 __device__ void multiply_share(const LinearParams& p, const LinearJob& job, bool inside, int tile, int part, int first_token, int tokens,
-                               char* shared, float (&total)[1][4]) {
+                               char* shared, float (&total)[1][1][4]) {
   const int blocks = (p.K + kBlockK - 1) / kBlockK, stride = few_stride(blocks);
   const Tile tiles[1] = {tile_of<P>(job.w, inside ? tile : 0)};
   Ahead<P, 1> ahead;
@@ -92,7 +92,9 @@ __device__ void multiply_share(const LinearParams& p, const LinearJob& job, bool
     copy_async_wait<0>();
     __syncthreads();
   }
-  if (inside) multiply<P>(tiles, blocks, part, job.split, ahead, few_tokens(shared, stride, tokens), total);
+  const char* x[1];
+  few_tokens(shared, stride, tokens, x);
+  if (inside) multiply<P>(tiles, blocks, part, job.split, ahead, x, total);
 }
 
 __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_constant__ LinearParams p) {
@@ -111,7 +113,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_con
     const int64_t bytes = static_cast<int64_t>(job.w.blocks()) * block_code_bytes(job.w.format);
     prefetch_l2(job.w.codes + tile * bytes, static_cast<uint32_t>(min(bytes, int64_t{kPrefetchBytes} * job.split)));
   }
-  float total[1][4] = {};
+  float total[1][1][4] = {};
   switch (job.product) {
     case Product::kBf16: multiply_share<Product::kBf16>(p, job, inside, tile, part, first_token, tokens, shared, total); break;
     case Product::kFp8: multiply_share<Product::kFp8>(p, job, inside, tile, part, first_token, tokens, shared, total); break;
@@ -122,7 +124,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_con
   // Shares of K in order of the warps; neighbouring threads write neighbouring rows of one token.
   float* sums = reinterpret_cast<float*>(shared + min(p.few, p.T) * few_stride(job.w.blocks()));
   float* mine = sums + warp * kShareSums;
-  for (int i = 0; i < 4; ++i) mine[(2 * t + i % 2) * kTileRows + g + i / 2 * 8] = total[0][i];
+  for (int i = 0; i < 4; ++i) mine[(2 * t + i % 2) * kTileRows + g + i / 2 * 8] = total[0][0][i];
   __syncthreads();
   for (int i = threadIdx.x; i < tiles_here * tokens * kTileRows; i += kWarps * 32) {
     const int r = i % kTileRows, local = i / kTileRows % tiles_here, token = i / kTileRows / tiles_here;

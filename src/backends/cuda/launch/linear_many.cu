@@ -68,30 +68,47 @@ __global__ void __launch_bounds__(kManyThreads, 1)
   const cg::cluster_group cluster = cg::this_cluster();
   if (grid.cluster > 1) cluster.sync();
   else __syncthreads();
-  const int row = first_row + lane * 4;
-  const int per_share = (tokens + job.split - 1) / job.split, end = min(tokens, (share + 1) * per_share);
-  for (int token = share * per_share + warp; token < end && row < job.w.rows; token += kManyThreads / 32) {
-    float y[4] = {};
-    for (int s = 0; s < job.split; ++s) {
-      const float* from = grid.cluster > 1 ? cluster.map_shared_rank(sums, rank - share + s) : sums;
-      const float4 v = *reinterpret_cast<const float4*>(from + token * kSumRow + lane * 4);
-      y[0] += v.x;
-      y[1] += v.y;
-      y[2] += v.z;
-      y[3] += v.w;
-    }
-    for (float& v : y) v *= job.w.global_scale;
-    const int64_t to = static_cast<int64_t>(first_token + token) * job.w.rows + row;
-    const bool whole = job.w.rows % 4 == 0;
+  const int row = first_row + lane * 4, rows = job.w.rows;
+  const auto store = [&](int token, float4 y) {
+    const float scale = job.w.global_scale;
+    y = {y.x * scale, y.y * scale, y.z * scale, y.w * scale};
+    const int64_t to = static_cast<int64_t>(first_token + token) * rows + row;
     if (job.y_f32) {
       float* out = static_cast<float*>(job.y) + to;
-      if (whole) *reinterpret_cast<float4*>(out) = {y[0], y[1], y[2], y[3]};
-      else for (int i = 0; i < min(4, job.w.rows - row); ++i) out[i] = y[i];
-    } else {
-      bf16* out = static_cast<bf16*>(job.y) + to;
-      const auto pair = [](float low, float high) { return to_bf16(low).bits | static_cast<uint32_t>(to_bf16(high).bits) << 16; };
-      if (whole) *reinterpret_cast<uint2*>(out) = {pair(y[0], y[1]), pair(y[2], y[3])};
-      else for (int i = 0; i < min(4, job.w.rows - row); ++i) out[i] = to_bf16(y[i]);
+      if (rows % 4 == 0) {
+        *reinterpret_cast<float4*>(out) = y;
+        return;
+      }
+      const float all[4] = {y.x, y.y, y.z, y.w};
+      for (int i = 0; i < min(4, rows - row); ++i) out[i] = all[i];
+      return;
+    }
+    bf16* out = static_cast<bf16*>(job.y) + to;
+    const auto pair = [](float low, float high) { return to_bf16(low).bits | static_cast<uint32_t>(to_bf16(high).bits) << 16; };
+    const uint2 all = {pair(y.x, y.y), pair(y.z, y.w)};
+    if (rows % 4 == 0) {
+      *reinterpret_cast<uint2*>(out) = all;
+      return;
+    }
+    for (int i = 0; i < min(4, rows - row); ++i) out[i] = bf16{static_cast<uint16_t>((i < 2 ? all.x : all.y) >> i % 2 * 16)};
+  };
+  const auto add = [](float4& y, const float4& v) { y = {y.x + v.x, y.y + v.y, y.z + v.z, y.w + v.w}; };
+  if (row < rows && job.split == 1) {
+#pragma unroll 4
+    for (int token = warp; token < tokens; token += kManyThreads / 32) {
+      float4 y = {0, 0, 0, 0};
+      add(y, *reinterpret_cast<const float4*>(sums + token * kSumRow + lane * 4));
+      store(token, y);
+    }
+  } else if (row < rows) {
+    const int per_share = (tokens + job.split - 1) / job.split, end = min(tokens, (share + 1) * per_share);
+    for (int token = share * per_share + warp; token < end; token += kManyThreads / 32) {
+      float4 y = {0, 0, 0, 0};
+#pragma unroll 8
+      for (int s = 0; s < job.split; ++s) {
+        add(y, *reinterpret_cast<const float4*>(cluster.map_shared_rank(sums, rank - share + s) + token * kSumRow + lane * 4));
+      }
+      store(token, y);
     }
   }
   if (grid.cluster > 1) cluster.sync();  // nobody leaves while others read its sums

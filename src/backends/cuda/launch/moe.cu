@@ -128,17 +128,18 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
   copy_async_commit();
   copy_async_wait<0>();
   __syncthreads();
-  const char* tokens = few_tokens(rows, stride, p.T);
+  const char* tokens[1];
+  few_tokens(rows, stride, p.T, tokens);
   float* logits = cluster.map_shared_rank(shared, 0);
   for (int base = first; base < tiles; base += kRouterBlocks * per_block) {
     const int tile = base + warp / split;
     const Tile mine[1] = {tile_of<Product::kBf16>(gate, min(tile, tiles - 1))};
-    float total[1][4] = {};
+    float total[1][1][4] = {};
     if (tile < tiles) {
       if (base != first) load_ahead<Product::kBf16>(mine, gate.blocks(), part, split, ahead);
       multiply<Product::kBf16>(mine, gate.blocks(), part, split, ahead, tokens, total);
     }
-    for (int i = 0; i < 4; ++i) sums[warp][(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[0][i];
+    for (int i = 0; i < 4; ++i) sums[warp][(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[0][0][i];
     __syncthreads();
     for (int i = threadIdx.x; i < per_block * p.T * kTileRows; i += kRouterWarps * 32) {
       const int r = i % kTileRows, local = i / kTileRows % per_block, token = i / kTileRows / per_block;
