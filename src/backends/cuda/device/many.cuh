@@ -1,86 +1,52 @@
 // The product of multiply.cuh for many tokens, bit for bit, on warpgroups: 64 rows of a weight from the registers of
-// four warps, 32 to 128 tokens from shared memory. Warps of their own bring the tokens: what they wrote must be made
-// visible to products by a fence that waits for all loads of a thread, which would empty the others' queues of weights.
+// four warps, 32 to 128 tokens from shared memory.
 #pragma once
 
-#include "backends/cuda/device/barrier.cuh"
 #include "backends/cuda/device/multiply.cuh"
 #include "backends/cuda/device/wgmma.cuh"
 
 namespace dsv4::cuda {
 
-inline constexpr int kManyWarps = 8;                          // that multiply: two warpgroups
-inline constexpr int kManyRows = kManyWarps * kTileRows;      // with a tile per warp
-inline constexpr int kStages = 4;                             // blocks of input
-inline constexpr int kBringers = 4;                           // warps that bring them, in turn
-inline constexpr int kManyThreads = (kManyWarps + kBringers) * 32, kMultiplyThreads = kManyWarps * 32;
+inline constexpr int kManyWarps = 8, kManyThreads = kManyWarps * 32;
+inline constexpr int kManyRows = kManyWarps * kTileRows;  // of a block of threads and a tile per warp: two warpgroups
 
-// One block of K of N tokens: two halves of rows of 128 bytes, each as token_piece() has them.
+// One block of K of N tokens: two halves of rows of 128 bytes, each as token_piece() has them. A ring of them: one or
+// two are being multiplied, two on their way.
 template <int N>
 inline constexpr int kInputBytes = 2 * N * kTokenRowBytes;
+inline constexpr int kStages = 4;
 template <int N>
 inline constexpr int kRingBytes = kStages * kInputBytes<N>;
 
-// The barriers of a ring, and where its tokens are: in pieces of 16 bytes from the first row. Past the last one it is
-// the first again: what becomes of it nobody reads.
+// What a thread copies of a block of input: a piece of 16 bytes of some rows.
 template <int N>
-struct Ring {
-  uint64_t full[kStages], empty[kStages];
-  uint32_t rows[N];
+struct InputPieces {
+  static constexpr int kRowsApart = kManyThreads / 16, kCount = N / kRowsApart;
+  const char* from[kCount];  // of block 0; past the last token of the first one: what becomes of it nobody reads
+
+  // Token n is row row_of(n) of x, rows `stride` bytes apart.
+  template <class RowOf>
+  __device__ InputPieces(const void* x, int64_t stride, int tokens, const RowOf& row_of) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int n = threadIdx.x / 16 + i * kRowsApart;
+      from[i] = static_cast<const char*>(x) + (tokens > 0 ? row_of(n < tokens ? n : 0) * stride : 0) + threadIdx.x % 16 * 16;
+    }
+  }
+  __device__ void copy(char* to, int block) const {
+    const int piece = threadIdx.x % 16, n = threadIdx.x / 16;
+    to += piece / 8 * (N * kTokenRowBytes) + token_piece(n, piece % 8);
+    static_assert(kRowsApart % 8 == 0, "the same place in every tile");
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      copy_async_16(to + i * kRowsApart * kTokenRowBytes, from[i] + block * (kBlockK * 2));
+    }
+  }
 };
-// By all threads. Token n is row row_of(n), rows `stride` bytes apart.
-template <int N, class RowOf>
-__device__ inline void init_ring(Ring<N>& ring, int64_t stride, int tokens, const RowOf& row_of) {
-  if (threadIdx.x < N) {
-    const int n = static_cast<int>(threadIdx.x) < tokens ? static_cast<int>(threadIdx.x) : 0;
-    ring.rows[threadIdx.x] = tokens > 0 ? static_cast<uint32_t>(row_of(n) * (stride / 16)) : 0;
-  }
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < kStages; ++s) {
-      barrier_init(ring.full + s, 32);
-      barrier_init(ring.empty + s, kManyWarps);
-    }
-  }
-  __syncthreads();
-}
 
-// By the warps from kManyWarps on: blocks first, next(first), ..., `count` of them, of the rows of x to `to`.
-template <int N, class Next>
-__device__ inline void bring_tokens(const void* x, int first, int count, const Next& next, Ring<N>& ring, char* to) {
-  const int bringer = threadIdx.x / 32 - kManyWarps, lane = threadIdx.x % 32, piece = lane % 16, first_row = lane / 16;
-  // Every second row of a lane; their places repeat from tile to tile.
-  to += piece / 8 * (N * kTokenRowBytes);
-  int places[4];
-#pragma unroll
-  for (int q = 0; q < 4; ++q) places[q] = token_piece(first_row + 2 * q, piece % 8);
-  int block = first;
-  for (int i = 0; i < bringer; ++i) block = next(block);
-  for (int i = bringer; i < count; i += kBringers) {
-    const int stage = i % kStages;
-    if (i >= kStages) barrier_wait(ring.empty + stage, i / kStages - 1);
-    const char* from = static_cast<const char*>(x) + block * (kBlockK * 2) + piece * 16;
-    char* const to_stage = to + stage * kInputBytes<N>;
-#pragma unroll
-    for (int tile = 0; tile < N / 8; ++tile) {
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const int64_t row = ring.rows[first_row + tile * 8 + 2 * q];
-        copy_async_16(to_stage + places[q] + tile * kTokenTileBytes, from + row * 16);
-      }
-    }
-    copy_async_commit();
-    copy_async_wait<0>();
-    fence_for_wgmma();
-    barrier_arrive(ring.full + stage);
-    for (int b = 0; b < kBringers; ++b) block = next(block);
-  }
-}
-
-// Blocks of weights in registers: one is multiplied, and another on its way where there is room.
-template <int MA, int N>
-inline constexpr int kHeld = MA * N >= 128 && MA > 1 ? 1 : 2;
-template <Product P, int MA, int N>
-using Held = Block<P>[kHeld<MA, N>][MA];
+// Blocks of weights in registers: one is multiplied, the next on its way.
+template <Product P, int MA>
+using Held = Block<P>[2][MA];
 template <Product P, int MA>
 __device__ inline void load_blocks(const Tile (&tiles)[MA], int block, Block<P> (&b)[MA]) {
 #pragma unroll
@@ -89,9 +55,9 @@ __device__ inline void load_blocks(const Tile (&tiles)[MA], int block, Block<P> 
 
 // total += one block of this warp's MA tiles times N tokens at `input` in shared memory, by groups of products: half of
 // a block of a tile each. Those before the last two groups have ended when it returns. All warps of a warpgroup come
-// together. used(m) comes when tile m has become operands.
-template <Product P, int MA, int N, class Used>
-__device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input, float (&total)[MA][N / 2], const Used& used) {
+// together.
+template <Product P, int MA, int N>
+__device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input, float (&total)[MA][N / 2]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(input));
   uint32_t a[2][2][2][4];  // [half][group of 32][step]
@@ -108,7 +74,6 @@ __device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input
       wgmma_bf16(total[m], a[half][k][1], token_descriptor(tokens + 32));
     }
     wgmma_commit();
-    if (half == 1) used(m);
   }
 #else
   // Other architectures: warp by warp.
@@ -130,8 +95,6 @@ __device__ inline void multiply_block(const Block<P> (&b)[MA], const char* input
       }
     }
   }
-#pragma unroll
-  for (int m = 0; m < MA; ++m) used(m);
 #endif
 }
 
@@ -145,32 +108,34 @@ __device__ inline void products_done(float (&total)[MA][N]) {
 #endif
 }
 
-// By the first kManyWarps warps: total += MA tiles of this warp times the tokens of the ring, block by block as
-// bring_tokens() has them at `input`. weights: the first blocks. between(total) comes where ends(block, following), with all
-// products before done.
+// total += MA tiles of this warp times N tokens over `count` blocks of K: `first`, then next(block) after each.
+// weights[0] is the first. between(total) comes where ends(block, following), with all products before done. `ring`:
+// aligned to 1 KiB.
 template <Product P, int MA, int N, class Next, class Ends, class Between>
-__device__ inline void multiply_many(const Tile (&tiles)[MA], int first, int count, const Next& next, Held<P, MA, N>& weights,
-                                     Ring<N>& ring, const char* input, float (&total)[MA][N / 2], const Ends& ends,
+__device__ inline void multiply_many(const Tile (&tiles)[MA], int first, int count, const Next& next, Held<P, MA>& weights,
+                                     const InputPieces<N>& input, char* ring, float (&total)[MA][N / 2], const Ends& ends,
                                      const Between& between) {
   int block = first, following = next(first), second = next(following);
+  if (count > 0) input.copy(ring, block);
+  copy_async_commit();
+  if (count > 1) input.copy(ring + kInputBytes<N>, following);
+  copy_async_commit();
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #pragma unroll
   for (int m = 0; m < MA; ++m) wgmma_written(total[m]);
 #endif
-  const auto step = [&](int i, Block<P> (&now)[MA]) {
-    const int stage = i % kStages;
-    barrier_wait(ring.full + stage, i / kStages);
-    const int later = kHeld<MA, N> == 2 ? second : following;
-    multiply_block<P, MA, N>(now, input + stage * kInputBytes<N>, total, [&](int m) {
-      // BF16 codes are the operands: they stay until their products have ended.
-      if (P != Product::kBf16 && i + kHeld<MA, N> < count) load_block<P>(tiles[m], later, now[m]);
-    });
-    // Products of the block before have ended.
-    if (i > 0 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty + (i - 1) % kStages);
-    if (P == Product::kBf16) {
-      products_done(total);
-      if (i + kHeld<MA, N> < count) load_blocks<P>(tiles, later, now);
-    }
+  const auto step = [&](int i, const Block<P> (&now)[MA], Block<P> (&ahead)[MA]) {
+    copy_async_wait<1>();
+    // It waits for all loads of the thread: the next ones come after it.
+    fence_for_wgmma();
+    __syncthreads();
+    // To where the block before the last one was: its products have ended in every warp.
+    if (i + 2 < count) input.copy(ring + (i + 2) % kStages * kInputBytes<N>, second);
+    copy_async_commit();
+    if (i + 1 < count) load_blocks<P>(tiles, following, ahead);
+    multiply_block<P, MA, N>(now, ring + i % kStages * kInputBytes<N>, total);
+    // BF16 codes are the operands: they stay until their products have ended.
+    if (P == Product::kBf16) products_done(total);
     if (i + 1 < count && ends(block, following)) {
       products_done(total);
       between(total);
@@ -179,13 +144,12 @@ __device__ inline void multiply_many(const Tile (&tiles)[MA], int first, int cou
     following = second;
     second = next(second);
   };
-  for (int i = 0; i < count; i += kHeld<MA, N>) {
-#pragma unroll
-    for (int h = 0; h < kHeld<MA, N>; ++h) {
-      if (i + h < count) step(i + h, weights[h]);
-    }
+  for (int i = 0; i < count; i += 2) {
+    step(i, weights[0], weights[1]);
+    if (i + 1 < count) step(i + 1, weights[1], weights[0]);
   }
   products_done(total);
+  copy_async_wait<0>();
 }
 
 }  // namespace dsv4::cuda

@@ -88,43 +88,30 @@ __device__ void multiply_few(const Tile (&tiles)[kPair], const Work<RowOf>& w, c
   __syncthreads();
 }
 
-// Of the warps that multiply many tokens.
-__device__ void sync_multipliers() { asm volatile("bar.sync 1, %0;" ::"n"(kMultiplyThreads) : "memory"); }
-
-// N tokens at most: total, shares added in order. `shared`: the ring, then room for one share. False for the warps that
-// bring tokens: they are done.
+// N tokens at most: total, shares added in order. `shared`: the ring, then room for one share.
 template <Product P, int N, class RowOf>
-__device__ bool multiply_shares(const Tile (&tiles)[kPair], const Work<RowOf>& w, char* shared, float (&total)[kPair][N / 2]) {
+__device__ void multiply_shares(const Tile (&tiles)[kPair], const Work<RowOf>& w, char* shared, float (&total)[kPair][N / 2]) {
   static_assert(kShares == 2, "the first share is kept, the second added to it");
-  __shared__ Ring<N> ring;
-  init_ring(ring, w.stride * int64_t{2}, w.count, w.row_of);
   const auto next = [&](int block) { return block + kShares < w.blocks ? block + kShares : block % kShares + 1; };
-  if (threadIdx.x >= kMultiplyThreads) {
-    bring_tokens(w.x, 0, w.blocks, next, ring, shared);
-    return false;
-  }
-  Held<P, kPair, N> weights = {};
+  Held<P, kPair> weights = {};
   load_blocks<P>(tiles, 0, weights[0]);
-  if constexpr (kHeld<kPair, N> > 1) {
-    if (w.blocks > 1) load_blocks<P>(tiles, next(0), weights[1]);
-  }
   float* spare = reinterpret_cast<float*>(shared + kRingBytes<N>) + threadIdx.x;
+  const InputPieces<N> input(w.x, w.stride * int64_t{2}, w.count, w.row_of);
   const auto ends = [](int block, int following) { return following % kShares != block % kShares; };
-  multiply_many<P, kPair, N>(tiles, 0, w.blocks, next, weights, ring, shared, total, ends, [&](float (&sums)[kPair][N / 2]) {
+  multiply_many<P, kPair, N>(tiles, 0, w.blocks, next, weights, input, shared, total, ends, [&](float (&sums)[kPair][N / 2]) {
 #pragma unroll
     for (int e = 0; e < kPair * N / 2; ++e) {
       float& v = sums[e / (N / 2)][e % (N / 2)];
-      spare[e * kMultiplyThreads] = v;
+      spare[e * kManyThreads] = v;
       v = 0.0f;
     }
   });
 #pragma unroll
   for (int e = 0; e < kPair * N / 2; ++e) {
     float& v = total[e / (N / 2)][e % (N / 2)];
-    if (w.blocks >= kShares) v = spare[e * kMultiplyThreads] + v;
+    if (w.blocks >= kShares) v = spare[e * kManyThreads] + v;
   }
-  sync_multipliers();
-  return true;
+  __syncthreads();
 }
 
 // act8 of one group of h of pair `pair` by one warp; lane l gives elements 4 l .. 4 l + 3.
@@ -149,7 +136,7 @@ __device__ void up(const Experts& p, const BlockTask& task, const Matrix& w1, co
   };
   if constexpr (N > kFew) {
     float total[kPair][N / 2] = {};
-    if (!multiply_shares<P, N>(tiles, w, shared, total)) return;
+    multiply_shares<P, N>(tiles, w, shared, total);
     constexpr int kRow = kUpRows + 1;
     float* h = reinterpret_cast<float*>(shared);
 #pragma unroll
@@ -157,7 +144,7 @@ __device__ void up(const Experts& p, const BlockTask& task, const Matrix& w1, co
       const int r = local * kTileRows + lane / 4 + e % 4 / 2 * 8, n = e / 4 * 8 + lane % 4 * 2 + e % 2;
       h[n * kRow + r] = r < rows ? h_of(total[0][e], total[1][e]) : 0.0f;
     }
-    sync_multipliers();
+    __syncthreads();
     for (int n = warp; n < task.count; n += kManyWarps) {
       const int pair = task.pair(n);
       const float weight = task.expert < 0 ? 1.0f : p.weights[pair];
@@ -210,7 +197,7 @@ __device__ void down(const Experts& p, const BlockTask& task, const Matrix& w2, 
   };
   if constexpr (N > kFew) {
     float total[kPair][N / 2] = {};
-    if (!multiply_shares<P, N>(tiles, w, shared, total)) return;
+    multiply_shares<P, N>(tiles, w, shared, total);
     // Through shared memory, so that neighbouring threads write neighbouring rows.
     constexpr int kRow = kDownRows + 2;
     float* out = reinterpret_cast<float*>(shared);
@@ -222,8 +209,8 @@ __device__ void down(const Experts& p, const BlockTask& task, const Matrix& w2, 
         out[n * kRow + (local * kPair + m) * kTileRows + lane / 4 + e % 4 / 2 * 8] = total[m][e];
       }
     }
-    sync_multipliers();
-    for (int i = threadIdx.x; i < task.count * (kDownRows / 2); i += kMultiplyThreads) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < task.count * (kDownRows / 2); i += kManyThreads) {
       const int n = i / (kDownRows / 2), r = i % (kDownRows / 2) * 2;
       store(n, r, out[n * kRow + r], out[n * kRow + r + 1]);
     }
@@ -409,7 +396,7 @@ constexpr int few_bytes(int blocks) {
   return N * few_stride(blocks) + kSumBytes<N>;
 }
 template <int N>
-constexpr int kManyBytes = std::max(kRingBytes<N> + kPair * N / 2 * kMultiplyThreads * 4, N * (kDownRows + 2) * 4);
+constexpr int kManyBytes = std::max(kRingBytes<N> + kPair * N / 2 * kManyThreads * 4, N * (kDownRows + 2) * 4);
 template <int N>
 constexpr int shared_bytes(int blocks) {
   return N <= kFew ? few_bytes<N>(blocks) : kManyBytes<N>;

@@ -15,13 +15,17 @@ constexpr int kSumRow = kManyRows + 4;  // floats of one token's sums on their w
 constexpr int kNearTiles = 8;           // of tokens: their blocks run at one time, so that L2 holds what they share
 template <int N>
 constexpr int kSharedBytes = std::max(kRingBytes<N>, N * kSumRow * 4);
+// Two blocks on a processor where registers allow it.
+template <Product P, int N>
+constexpr int kBlocksPerProcessor = N <= 64 && P == Product::kFp8 ? 2 : 1;
+
 // The rows of a grid: for each of `cluster` blocks in turn a share of K, then the next 128 rows.
 struct Grid {
   int32_t cluster, row_clusters, token_tiles;
 };
 
 template <Product P, int N>
-__global__ void __launch_bounds__(kManyThreads, 1)
+__global__ void __launch_bounds__(kManyThreads, kBlocksPerProcessor<P, N>)
     linear_many_kernel(const __grid_constant__ LinearParams p, const Grid grid) {
   extern __shared__ __align__(1024) char shared[];
   namespace cg = cooperative_groups;
@@ -37,32 +41,26 @@ __global__ void __launch_bounds__(kManyThreads, 1)
   const int blocks = job.w.blocks(), tile = first_row / kTileRows + warp;
   const bool inside = tile < job.w.tiles();
   const Tile mine[1] = {tile_of<P>(job.w, inside ? tile : 0)};
+  // Weights do not depend on the kernels before.
+  Held<P, 1> weights = {};
+  if (inside && share < blocks) load_blocks<P>(mine, share, weights[0]);
+  wait_for_previous();
+
+  const int group = p.rows_per_group ? first_row / p.rows_per_group : 0;
   const int64_t stride = job.act8 ? blocks * kBlockK : p.x_stride;  // elements
-  __shared__ Ring<N> ring;
-  init_ring(ring, stride * 2, tokens, [](int n) { return static_cast<int64_t>(n); });
+  const bf16* x = (job.act8 ? p.act8 : p.x + static_cast<int64_t>(group) * p.K) + first_token * stride;
+  const InputPieces<N> input(x, stride * 2, tokens, [](int n) { return static_cast<int64_t>(n); });
   const int count = first_row < job.w.rows ? (blocks - share + job.split - 1) / job.split : 0;
-  const auto next = [&](int block) { return block + job.split; };
   float total[1][N / 2] = {};
-  if (warp < kManyWarps) {
-    // Weights do not depend on the kernels before.
-    Held<P, 1, N> weights = {};
-    if (count > 0) load_blocks<P>(mine, share, weights[0]);
-    if (count > 1) load_blocks<P>(mine, share + job.split, weights[1]);
-    wait_for_previous();
-    multiply_many<P, 1, N>(mine, share, count, next, weights, ring, shared, total, [](int, int) { return false; }, [](auto&) {});
-  } else {
-    wait_for_previous();
-    const int group = p.rows_per_group ? first_row / p.rows_per_group : 0;
-    const bf16* x = (job.act8 ? p.act8 : p.x + static_cast<int64_t>(group) * p.K) + first_token * stride;
-    bring_tokens(x, share, count, next, ring, shared);
-  }
+  multiply_many<P, 1, N>(mine, share, count, [&](int block) { return block + job.split; }, weights, input, shared, total,
+                         [](int, int) { return false; }, [](auto&) {});
   __syncthreads();
 
   // Sums [token][row] through shared memory; the blocks of a cluster share the tokens out among them.
   float* sums = reinterpret_cast<float*>(shared);
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
-  for (int e = 0; e < N / 2 && warp < kManyWarps; ++e) {
+  for (int e = 0; e < N / 2; ++e) {
     sums[(e / 4 * 8 + 2 * t + e % 2) * kSumRow + warp * kTileRows + g + e % 4 / 2 * 8] = total[0][e];
   }
   const cg::cluster_group cluster = cg::this_cluster();
