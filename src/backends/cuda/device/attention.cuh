@@ -14,7 +14,7 @@
 
 namespace dsv4::cuda {
 
-inline constexpr int kChunk = 64;  // keys whose probabilities share a maximum
+inline constexpr int kChunk = 64;  // keys of a block; two chunks, 128 keys, share the maximum of their probabilities
 inline constexpr int kAttentionThreads = 256;
 inline constexpr int kMaxChunksOfCluster = 16;
 
@@ -23,7 +23,7 @@ struct AttentionParams {
   RopeView rope;  // of the result, inverse; freqs == nullptr: none
   int64_t first_row;
   int32_t max_chunks;
-  bool cluster;    // the chunks of a row are a cluster
+  bool cluster;    // the chunks of a row are a cluster; else every two
   float scale;     // d^-1/2
   float* partial;  // [rows, max_chunks, H, d], not normalised
   float2* stats;   // [rows, max_chunks, H] maximum and sum
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   constexpr int NC = D / 64;                // tiles of 8 output columns per warp
   extern __shared__ uint4 shared[];
   __shared__ float2 turns[kMaxPairs];
-  __shared__ float inverse[HM];
+  __shared__ float inverse[HM], own_top[HM];
   bf16* q = reinterpret_cast<bf16*>(shared);            // [HM][kRow]
   bf16* k = q + HM * kRow;                              // [kChunk][kRow]
   bf16* probs = k + kChunk * kRow;                      // [HM][kPRow]
@@ -155,6 +155,10 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   const int all = window + entry_keys(a, t, position), chunks = (all + kChunk - 1) / kChunk;
   const int n = min(all - begin, kChunk);  // not above 0: this chunk has no keys
   if (n <= 0 && (!p.cluster || chunks == 1)) return;
+  // Those of a cluster that are still here exchange their maxima.
+  const cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
+  const bool other = (chunk ^ 1) < chunks, exchange = chunks > 1 && (p.cluster || other);
+  if (n <= 0) cluster.sync();
   if (n > 0) {
     __syncthreads();
     if (threadIdx.x < kChunk) {
@@ -233,6 +237,13 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       for (int w = 0; w < NG; ++w) top[i] = fmaxf(top[i], tile_max[w * HM + head + 8 * i]);
+      if (group == 0 && c == 0) own_top[head + 8 * i] = top[i];
+    }
+    if (exchange) cluster.sync();
+    if (other) {
+      const float* tops = cluster.map_shared_rank(own_top, p.cluster ? chunk ^ 1 : chunk % 2 ^ 1);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) top[i] = fmaxf(top[i], tops[head + 8 * i]);
     }
 #pragma unroll
     for (int j = 0; j < MT; ++j) {
@@ -291,12 +302,12 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
     }
     if (!here) {
       for (int h = threadIdx.x; h < HM && first_head + h < H; h += kAttentionThreads) p.stats[at + h] = own_stats[h];
+      if (other) cluster.sync();  // nobody leaves while the other reads its maxima
       return;
     }
   }
 
   // The chunks' sums in order, columns shared out among the blocks.
-  const cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
   const int sharers = chunks == 1 ? 1 : p.max_chunks;
   if (sharers > 1) cluster.sync();
   else __syncthreads();

@@ -29,9 +29,7 @@ struct Shared {
 };
 inline constexpr int kSharedBytes = sizeof(Shared);
 
-// Named barriers. Full: those who made it arrive, those who read it wait. Empty: the other way round. The scores of a
-// chunk wait until half of the chunk before is added up: earlier they would only take the tensor cores from it, and the
-// two stages would be emptied, and then filled, at the same time.
+// Named barriers. Full: those who made it arrive, those who read it wait. Empty: the other way round.
 enum Barrier : int {
   kKeysFull = 1,       // of each stage
   kKeysEmpty = 3,      // of each stage and half of the tiles: a warpgroup's first two, its last two
@@ -221,10 +219,9 @@ __device__ inline void finish_product(float (&o)[32]) {
 #endif
 }
 
-// Exponentials of the scores of n keys as BF16, maximum and sum of each head.
-__device__ inline void weigh(float scale, int n, float (&s)[32], char* probs, float2* stats) {
-  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, head = threadIdx.x / 32 % 4 * 16 + g;  // and head + 8
-  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+// Scores of n keys, scaled, and the highest so far of this lane's.
+__device__ inline void scale_scores(float scale, int n, float (&s)[32], float (&top)[2]) {
+  const int c = threadIdx.x % 4;
 #pragma unroll
   for (int i = 0; i < 32; ++i) s[i] *= scale;
   if (n < kChunk) {
@@ -233,11 +230,12 @@ __device__ inline void weigh(float scale, int n, float (&s)[32], char* probs, fl
   }
 #pragma unroll
   for (int i = 0; i < 32; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], 1));
-    top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], 2));
-  }
+}
+
+// Exponentials of the scores of a chunk as BF16, relative to `top`; their sum for each head.
+__device__ inline void weigh(const float (&s)[32], const float (&top)[2], char* probs, float2* stats) {
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, head = threadIdx.x / 32 % 4 * 16 + g;  // and head + 8
+  float sum[2] = {0.0f, 0.0f};
   char* const mine = probs + head * 128 + 4 * c;
 #pragma unroll
   for (int tile = 0; tile < kChunk / 8; ++tile) {
@@ -286,15 +284,31 @@ __device__ inline void make_probs(const AttentionParams& p, Shared& shared, int 
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
     const int all = rows.next(item);
     barrier_sync<kProducersAndWeigher>(kQueriesFull);
-    for (int begin = 0; begin < all; begin += kChunk, ++chunk) {
-      const int stage = chunk % 2;
-      if (chunk > 0) barrier_sync<kWeigherAndAdders>(kHalfAdded);
-      barrier_sync<kProducersAndWeigher>(kKeysFull + stage);
-      float s[32];
-      score(shared.queries, shared.keys[stage], s);
-      if (begin + kChunk >= all) barrier_arrive<kProducersAndWeigher>(kQueriesEmpty + queries_pair(chunk + 1));
-      weigh(p.scale, all - begin, s, shared.probs, shared.stats);
-      barrier_arrive<kWeigherAndAdders>(kProbsFull);
+    for (int begin = 0; begin < all; begin += 2 * kChunk) {
+      const int halves = all - begin > kChunk ? 2 : 1;
+      float s[2][32], top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        if (h >= halves) continue;
+        const int stage = (chunk + h) % 2;
+        barrier_sync<kProducersAndWeigher>(kKeysFull + stage);
+        score(shared.queries, shared.keys[stage], s[h]);
+        scale_scores(p.scale, all - begin - h * kChunk, s[h], top);
+      }
+      if (begin + 2 * kChunk >= all) barrier_arrive<kProducersAndWeigher>(kQueriesEmpty + queries_pair(chunk + halves));
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], 1));
+        top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], 2));
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        if (h >= halves) continue;
+        if (chunk + h > 0) barrier_sync<kWeigherAndAdders>(kHalfAdded);
+        weigh(s[h], top, shared.probs, shared.stats);
+        barrier_arrive<kWeigherAndAdders>(kProbsFull);
+      }
+      chunk += halves;
     }
   }
   if (chunk > 0) barrier_sync<kWeigherAndAdders>(kHalfAdded);
@@ -389,15 +403,15 @@ __device__ inline void add_up(const AttentionParams& p, Shared& shared, int item
 __global__ void __launch_bounds__(kThreads, 1) attention_many_kernel(const __grid_constant__ AttentionParams p, int items) {
   extern __shared__ __align__(1024) char attention_shared[];
   Shared& shared = *reinterpret_cast<Shared*>(attention_shared);
-  // Registers of a thread: 128, or 2 * 192 + 72 + 56 for one of each warpgroup.
+  // Registers of a thread: 128, or 2 * 192 + 96 + 32 for one of each warpgroup.
   if (threadIdx.x >= kFirstProducer) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
 #endif
     produce(p, shared, items);
   } else if (threadIdx.x >= kFirstWeigher) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 96;");
 #endif
     make_probs(p, shared, items);
   } else {

@@ -31,11 +31,11 @@ Status launch(OpContext& ctx, const AttentionParams& p, int64_t rows) {
   constexpr int kBytes = attention_shared_bytes<HM, D>();
   static_assert(kBytes <= kMaxSharedBytes);
   DSV4_TRY(allow_shared(attention_kernel<HM, D>, kBytes));
-  const dim3 grid(static_cast<unsigned>(p.max_chunks), static_cast<unsigned>(ceil_div<int64_t>(p.a.H, HM)),
+  const unsigned chunks = static_cast<unsigned>(p.max_chunks), cluster = p.cluster ? chunks : std::min(chunks, 2u);
+  const dim3 grid(ceil_div(chunks, cluster) * cluster, static_cast<unsigned>(ceil_div<int64_t>(p.a.H, HM)),
                   static_cast<unsigned>(rows));
   if (p.cluster) DSV4_TRY(allow_clusters(attention_kernel<HM, D>));
-  return enqueue_clusters(ctx, "attention_kernel", attention_kernel<HM, D>, grid, p.cluster ? grid.x : 1, kAttentionThreads,
-                          kBytes, p);
+  return enqueue_clusters(ctx, "attention_kernel", attention_kernel<HM, D>, grid, cluster, kAttentionThreads, kBytes, p);
 }
 
 template <int D>
