@@ -210,17 +210,29 @@ __global__ void __launch_bounds__(1024) route_kernel(const __grid_constant__ Rou
   reinterpret_cast<uint2*>(p.act8 + i * kBlockK)[threadIdx.x % 32] = act8_four(v);
 }
 
+// kColumns neighbouring columns per thread.
+template <int kColumns>
 __global__ void combine_kernel(const bf16* out, const int32_t* ids, int T, int D, int k, bf16* y) {
   wait_for_previous();
   const int64_t t = blockIdx.y;
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  const int i = (blockIdx.x * blockDim.x + threadIdx.x) * kColumns;
   __shared__ int order[kMaxTopk];
   if (threadIdx.x < static_cast<unsigned>(k)) order[place_by_id(ids + t * k, k, threadIdx.x)] = threadIdx.x;
   __syncthreads();
   if (i >= D) return;
-  float sum = 0.0f;
-  for (int j = 0; j < k; ++j) sum += to_float(out[(t * k + order[j]) * D + i]);
-  y[t * D + i] = to_bf16(sum + to_float(out[(static_cast<int64_t>(T) * k + t) * D + i]));
+  struct alignas(kColumns * 2) Values {
+    bf16 v[kColumns];
+  };
+  const auto values = [&](int64_t pair) { return *reinterpret_cast<const Values*>(out + pair * D + i); };
+  float sum[kColumns] = {};
+  for (int j = 0; j < k; ++j) {
+    const Values v = values(t * k + order[j]);
+    for (int c = 0; c < kColumns; ++c) sum[c] += to_float(v.v[c]);
+  }
+  const Values shared = values(static_cast<int64_t>(T) * k + t);
+  Values result;
+  for (int c = 0; c < kColumns; ++c) result.v[c] = to_bf16(sum[c] + to_float(shared.v[c]));
+  *reinterpret_cast<Values*>(y + t * D + i) = result;
 }
 
 }  // namespace
@@ -299,8 +311,11 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   DSV4_TRY(enqueue(ctx, "route_kernel", route_kernel, static_cast<unsigned>(1 + ceil_div<int64_t>(a.T * blocks, 32)), 1024, 0,
                    route));
   DSV4_TRY(experts(ctx, p, product, static_cast<unsigned>(tasks), per_task, plan_shared));
-  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(a.D, 256)), static_cast<unsigned>(a.T));
-  return enqueue(ctx, "combine_kernel", combine_kernel, grid, 256, 0, p.out, a.ids, static_cast<int>(a.T), static_cast<int>(a.D), static_cast<int>(a.k), a.y);
+  const auto combine = [&](auto* kernel, int64_t columns) {
+    const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(a.D, 256 * columns)), static_cast<unsigned>(a.T));
+    return enqueue(ctx, "combine_kernel", kernel, grid, 256, 0, p.out, a.ids, static_cast<int>(a.T), static_cast<int>(a.D), static_cast<int>(a.k), a.y);
+  };
+  return a.D % 4 == 0 ? combine(combine_kernel<4>, 4) : combine(combine_kernel<1>, 1);
 }
 
 }  // namespace dsv4::cuda
