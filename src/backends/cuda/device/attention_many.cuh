@@ -8,6 +8,7 @@
 #pragma once
 
 #include "backends/cuda/device/attention.cuh"
+#include "backends/cuda/device/barrier.cuh"
 #include "backends/cuda/device/wgmma.cuh"
 
 namespace dsv4::cuda::many {
@@ -25,7 +26,10 @@ struct Shared {
   char probs[kTileBytes];      // [head][key], a tile
   char out[8][16 * 128];       // of each warp: 16 heads, 64 columns
   float2 stats[kHeads];        // maximum and sum
-  float2 turns[4][kMaxPairs];  // of rows: producers are up to two ahead
+  float2 turns[2][kMaxPairs];  // of this row and the next
+  // Ends once for each chunk: probs, stats and, with the first chunk of a row, turns are made. Every thread of the weigher
+  // arrives, for what it wrote itself: racecheck follows that, and not bar.arrive after writes.
+  uint64_t probs_full;
 };
 inline constexpr int kSharedBytes = sizeof(Shared);
 
@@ -33,10 +37,9 @@ inline constexpr int kSharedBytes = sizeof(Shared);
 enum Barrier : int {
   kKeysFull = 1,       // of each stage
   kKeysEmpty = 3,      // of each stage and half of the tiles: a warpgroup's first two, its last two
-  kProbsFull = 7,
-  kHalfAdded = 8,  // and probs, stats are read
-  kQueriesFull = 9,
-  kQueriesEmpty = 10,  // for each pair, whose turn it is
+  kHalfAdded = 7,  // and probs, stats, turns of the row before are read
+  kQueriesFull = 8,
+  kQueriesEmpty = 9,  // for each pair, whose turn it is
 };
 inline constexpr int kProducersAndWeigher = kPair + kGroup, kProducersAndAdders = kPair + kAdders;
 inline constexpr int kWeigherAndAdders = kGroup + kAdders;
@@ -123,11 +126,8 @@ __device__ inline void produce(const AttentionParams& p, Shared& shared, int ite
     const int all = window + entry_keys(a, t, position), chunks = (all + kChunk - 1) / kChunk;
     const char* row = x < chunks ? key_row(x * kChunk + mine, all) : nullptr;
     if (pair == queries_pair(chunk)) {
-      const bool turns = p.rope.freqs && mine < p.rope.r / 2;
-      const float2 turn = turns ? make_turn(p.rope, position, mine) : float2{0.0f, 1.0f};
       if (round > 0) barrier_sync<kProducersAndWeigher>(kQueriesEmpty + pair);
       for (int half = 0; half < 2; ++half) copy_rows(shared.queries, first, queries(item) + mine * kDim * 2, half);
-      if (turns) shared.turns[round % 4][mine] = turn;
       const int next = item + static_cast<int>(gridDim.x);
       if (mine == 0 && next < items) prefetch_l2(queries(next), kRowsBytes);
       await_copies();
@@ -257,6 +257,7 @@ __device__ inline void weigh(const float (&s)[32], const float (&top)[2], char* 
 class RowKeys {
  public:
   __device__ RowKeys(const AttentionArgs& a, int items) : a_(a), items_(items) { load(static_cast<int>(blockIdx.x)); }
+  __device__ int position() const { return position_; }  // of the row that next() is asked for
   // Of `item`, and loads those of the next one.
   __device__ int next(int item) {
     const bool all_visible = a_.entries.data && !a_.selected;
@@ -281,7 +282,10 @@ __device__ inline void make_probs(const AttentionParams& p, Shared& shared, int 
   wait_for_previous();
   RowKeys rows(p.a, items);
   int chunk = 0;  // of all that this block takes
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
+  const int pair = threadIdx.x - kFirstWeigher;  // that this thread makes the turn of
+  const bool turns = p.rope.freqs && pair < p.rope.r / 2;
+  for (int item = blockIdx.x, round = 0; item < items; item += gridDim.x, ++round) {
+    const float2 turn = turns ? make_turn(p.rope, rows.position(), pair) : float2{0.0f, 1.0f};
     const int all = rows.next(item);
     barrier_sync<kProducersAndWeigher>(kQueriesFull);
     for (int begin = 0; begin < all; begin += 2 * kChunk) {
@@ -305,8 +309,9 @@ __device__ inline void make_probs(const AttentionParams& p, Shared& shared, int 
       for (int h = 0; h < 2; ++h) {
         if (h >= halves) continue;
         if (chunk + h > 0) barrier_sync<kWeigherAndAdders>(kHalfAdded);
+        if (turns && begin == 0 && h == 0) shared.turns[round % 2][pair] = turn;
         weigh(s[h], top, shared.probs, shared.stats);
-        barrier_arrive<kWeigherAndAdders>(kProbsFull);
+        cuda::barrier_arrive(&shared.probs_full);
       }
       chunk += halves;
     }
@@ -370,7 +375,7 @@ __device__ inline void add_up(const AttentionParams& p, Shared& shared, int item
     float total[kPieces][32] = {};
     for (int begin = 0; begin < all; begin += kChunk, ++chunk) {
       const int stage = chunk % 2;
-      barrier_sync<kWeigherAndAdders>(kProbsFull);
+      barrier_wait(&shared.probs_full, chunk);
       uint32_t probs[4][4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) ldmatrix(probs[k], shared.probs + place(warp % 4 * 16 + lane % 16, k * 2 + lane / 16));
@@ -395,7 +400,7 @@ __device__ inline void add_up(const AttentionParams& p, Shared& shared, int item
     }
     const float inverse[2] = {joined[0].inverse(sinks[0]), joined[1].inverse(sinks[1])};
     const int64_t row = static_cast<int64_t>(item / groups) * H + first_head + warp % 4 * 16;
-    store(p, total, inverse, shared.turns[round % 4], shared.out[warp], a.o + row * kDim);
+    store(p, total, inverse, shared.turns[round % 2], shared.out[warp], a.o + row * kDim);
   }
 }
 
@@ -403,6 +408,8 @@ __device__ inline void add_up(const AttentionParams& p, Shared& shared, int item
 __global__ void __launch_bounds__(kThreads, 1) attention_many_kernel(const __grid_constant__ AttentionParams p, int items) {
   extern __shared__ __align__(1024) char attention_shared[];
   Shared& shared = *reinterpret_cast<Shared*>(attention_shared);
+  if (threadIdx.x == 0) barrier_init(&shared.probs_full, kGroup);
+  __syncthreads();
   // Registers of a thread: 128, or 2 * 192 + 96 + 32 for one of each warpgroup.
   if (threadIdx.x >= kFirstProducer) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -1,0 +1,26 @@
+// Barriers in shared memory that threads arrive at without waiting.
+#pragma once
+
+#include <cstdint>
+
+namespace dsv4::cuda {
+
+// A phase ends with `count` arrivals. By one thread, before __syncthreads().
+__device__ inline void barrier_init(uint64_t* barrier, uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(barrier))), "r"(count) : "memory");
+}
+__device__ inline void barrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(barrier))) : "memory");
+}
+// Until phase `phase` (0, 1, ...) has ended; no more than one may have ended since.
+__device__ inline void barrier_wait(uint64_t* barrier, uint32_t phase) {
+  uint32_t done = 0;
+  while (!done) {
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(barrier))), "r"(phase & 1u)
+                 : "memory");
+  }
+}
+
+}  // namespace dsv4::cuda
