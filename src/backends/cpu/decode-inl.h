@@ -13,15 +13,28 @@
 HWY_BEFORE_NAMESPACE();
 namespace dsv4::cpu::HWY_NAMESPACE {
 
-// 16 UE8M0 bytes -> 2^(b-127); byte 0 is subnormal, byte 255 NaN.
-HWY_INLINE V16 ue8m0_scales(const uint8_t* bytes) {
+// A line as it is: one word per row.
+struct Words {
+  VU v[kParts];
+};
+
+HWY_INLINE Words load_words(const uint8_t* line) {
+  Words w;
+  DSV4_UNROLL
+  for (size_t i = 0; i < kParts; ++i) {
+    w.v[i] = hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(line) + i * kLanes);
+  }
+  return w;
+}
+
+// UE8M0 -> 2^(b-127); 0 is subnormal, 255 NaN.
+HWY_INLINE V16 ue8m0(const Words& b) {
   const DU du;
   V16 r;
   DSV4_UNROLL
   for (size_t i = 0; i < kParts; ++i) {
-    const VU b = hn::PromoteTo(du, hn::LoadU(DB(), bytes + i * kLanes));
-    const VU bits = hn::Max(hn::ShiftLeft<23>(b), hn::Set(du, 0x00400000u));
-    const auto nan = hn::Eq(b, hn::Set(du, 255u));
+    const VU bits = hn::Max(hn::ShiftLeft<23>(b.v[i]), hn::Set(du, 0x00400000u));
+    const auto nan = hn::Eq(b.v[i], hn::Set(du, 255u));
     r.v[i] = hn::BitCast(DF(), hn::IfThenElse(nan, hn::Set(du, 0x7fc00000u), bits));
   }
   return r;
@@ -68,31 +81,17 @@ HWY_INLINE VF e2m1_low_nibble(VU word) {
 // Every format: kLineUnits units of K in a line (tiles.h), and
 //   load(line)                            16 rows of it
 //   take(codes, i)                        unit i; called with i = 0, 1, ... kLineUnits-1 in turn
-//   scale(block, group, half, global)     per row
+//   Scales<kFold>(block, global)          of its groups in turn, kFold as in Tiles::scales_fold:
+//     take(g, half)                       per row, of the g'th group from here
+//     bytes(g, half)                      the same as UE8M0, where that is the format
+//     advance<n>()                        n groups on
 // kAhead: gemv requests packed weights this far ahead, into the second-level cache.
-
-// A line as it is: one word per row.
-struct Words {
-  VU v[kParts];
-};
-
-HWY_INLINE Words load_words(const uint8_t* line) {
-  Words w;
-  DSV4_UNROLL
-  for (size_t i = 0; i < kParts; ++i) {
-    w.v[i] = hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(line) + i * kLanes);
-  }
-  return w;
-}
 
 template <WeightFormat kWeights>
 struct Lines {
   static constexpr WeightFormat kFormat = kWeights;
   static constexpr int kGroup = static_cast<int>(group_values(kWeights));
   static constexpr int kLineUnits = static_cast<int>(line_values(kWeights)) / kUnitValues;
-  static const uint8_t* scales(const uint8_t* block, int index, int half) {
-    return block + block_value_bytes(kWeights) + index * kTileRows + half * kHalfRows;
-  }
 };
 
 template <WeightFormat kWeights>
@@ -123,23 +122,70 @@ struct Fp4 : Lines<kWeights> {
 };
 
 struct Mxfp4 : Fp4<WeightFormat::kMxfp4> {
-  static HWY_INLINE V16 scale(const uint8_t* block, int group, int half, float) {
-    return ue8m0_scales(scales(block, group / 2, half));
-  }
+  template <bool kFold>
+  struct Scales {
+    Words word[2];
+    HWY_INLINE Scales(const uint8_t* block, float) {
+      for (int half = 0; half < 2; ++half) word[half] = load_words(block + scale_at(kFormat, 0, half * kHalfRows));
+    }
+    // Above the byte are those of later groups.
+    HWY_INLINE Words word_of(int g, int half) const {
+      Words w = word[half];
+      DSV4_UNROLL
+      for (size_t i = 0; i < kParts; ++i) {
+        if (g >= 2) w.v[i] = hn::ShiftRight<8>(w.v[i]);
+      }
+      return w;
+    }
+    HWY_INLINE Words bytes(int g, int half) const {
+      Words b = word_of(g, half);
+      DSV4_UNROLL
+      for (size_t i = 0; i < kParts; ++i) b.v[i] = hn::And(b.v[i], hn::Set(DU(), 255u));
+      return b;
+    }
+    HWY_INLINE V16 take(int g, int half) const {
+      if constexpr (!kFold) return ue8m0(bytes(g, half));
+      const Words w = word_of(g, half);
+      V16 r;
+      DSV4_UNROLL
+      for (size_t i = 0; i < kParts; ++i) {
+        r.v[i] = hn::BitCast(DF(), hn::And(hn::ShiftLeft<23>(w.v[i]), hn::Set(DU(), 0x7f800000u)));
+      }
+      return r;
+    }
+    template <int kGroups>
+    HWY_INLINE void advance() {
+      for (Words& w : word) {
+        DSV4_UNROLL
+        for (size_t i = 0; i < kParts; ++i) w.v[i] = hn::ShiftRight<kGroups / 2 * 8>(w.v[i]);
+      }
+    }
+  };
 };
 
 struct Nvfp4 : Fp4<WeightFormat::kNvfp4> {
-  static HWY_INLINE V16 scale(const uint8_t* block, int group, int half, float global) {
-    const uint8_t* codes = scales(block, group, half);
-    V16 r;
-    DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) {
-      const auto code = hn::PromoteTo(DH(), hn::LoadU(DB(), codes + i * kLanes));
-      const VF s = hn::Mul(e4m3_high(hn::ShiftLeft<8>(code)), hn::Set(DF(), 256.0f));
-      r.v[i] = hn::Mul(s, hn::Set(DF(), global));
+  template <bool>
+  struct Scales {
+    const uint8_t* at;
+    float factor;
+    HWY_INLINE Scales(const uint8_t* block, float global)
+        : at(block + block_value_bytes(kFormat)), factor(256.0f * global) {}
+    HWY_INLINE V16 take(int g, int half) const {
+      const uint16_t* codes = reinterpret_cast<const uint16_t*>(at + g / 2 * kLineBytes) + half * kHalfRows;
+      V16 r;
+      DSV4_UNROLL
+      for (size_t i = 0; i < kParts; ++i) {
+        auto code = hn::LoadU(DH(), codes + i * kLanes);
+        if (g % 2 == 1) code = hn::ShiftLeft<8>(code);
+        r.v[i] = hn::Mul(e4m3_high(code), hn::Set(DF(), factor));
+      }
+      return r;
     }
-    return r;
-  }
+    template <int kGroups>
+    HWY_INLINE void advance() {
+      at += kGroups / 2 * kLineBytes;
+    }
+  };
 };
 
 #if HWY_TARGET == HWY_AVX3_DL
@@ -208,12 +254,29 @@ struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
 
 struct Fp8 : Fp8Lines {
   static constexpr int64_t kAhead = 7168;
-  static HWY_INLINE V16 scale(const uint8_t* block, int, int half, float) {
-    V16 s = ue8m0_scales(scales(block, 0, half));
-    DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) s.v[i] = hn::Mul(s.v[i], hn::Set(DF(), kFactor));
-    return s;
-  }
+  template <bool>
+  struct Scales {
+    const uint8_t* at;
+    V16 scale[2];
+    HWY_INLINE Scales(const uint8_t* block, float) : at(block + block_value_bytes(kFormat)) {
+      for (int half = 0; half < 2; ++half) {
+        scale[half] = ue8m0(bytes(0, half));
+        DSV4_UNROLL
+        for (VF& v : scale[half].v) v = hn::Mul(v, hn::Set(DF(), kFactor));
+      }
+    }
+    HWY_INLINE Words bytes(int, int half) const {
+      Words b;
+      DSV4_UNROLL
+      for (size_t i = 0; i < kParts; ++i) {
+        b.v[i] = hn::PromoteTo(DU(), hn::LoadU(DB(), at + half * kHalfRows + i * kLanes));
+      }
+      return b;
+    }
+    HWY_INLINE V16 take(int, int half) const { return scale[half]; }
+    template <int>
+    HWY_INLINE void advance() {}
+  };
 };
 
 struct Bf16 : Lines<WeightFormat::kBf16> {
@@ -233,7 +296,13 @@ struct Bf16 : Lines<WeightFormat::kBf16> {
     }
     return r;
   }
-  static HWY_INLINE V16 scale(const uint8_t*, int, int, float) { return set16(1.0f); }
+  template <bool>
+  struct Scales {
+    HWY_INLINE Scales(const uint8_t*, float) {}
+    HWY_INLINE V16 take(int, int) const { return set16(1.0f); }
+    template <int>
+    HWY_INLINE void advance() {}
+  };
 };
 
 }  // namespace dsv4::cpu::HWY_NAMESPACE

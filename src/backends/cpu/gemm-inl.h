@@ -29,8 +29,8 @@ HWY_INLINE void prefetch(const uint8_t* p, int64_t bytes) {
 // Scale 2^(b-127) times units: their exponents grow; zeros stay.
 struct Fold {
   __m512i exponents;  // (b - 127) << 7 in both halves of each lane
-  explicit HWY_INLINE Fold(const uint8_t* scales) {
-    const __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
+  HWY_INLINE void set(const Words& bytes) {
+    const __m512i b = bytes.v[0].raw;
     const __m512i both = _mm512_or_si512(b, _mm512_slli_epi32(b, 16));
     exponents = _mm512_slli_epi16(_mm512_sub_epi16(both, _mm512_set1_epi16(127)), 7);
   }
@@ -42,7 +42,7 @@ struct Fold {
 };
 #else
 struct Fold {
-  explicit HWY_INLINE Fold(const uint8_t*) {}
+  HWY_INLINE void set(const Words&) {}
   HWY_INLINE V16 apply(V16 units) const { return units; }
 };
 #endif
@@ -55,11 +55,13 @@ template <class F, bool kFold>
 HWY_INLINE void decode(const Tiles& w, const uint8_t* block, int64_t ahead, float* units, float* scales) {
   constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
   constexpr int kSteps = F::kGroup / kUnitValues / F::kLineUnits;
-  constexpr int kScales = static_cast<int>(block_scales(F::kFormat));
   const uint8_t* line = block;
-  for (int pair = 0; pair < kGroups; pair += 2) {
-    const auto scale_at = [&](int part) { return F::scales(block, (pair + part / 2) * kScales / kGroups, part % 2); };
-    const Fold fold[4] = {Fold(scale_at(0)), Fold(scale_at(1)), Fold(scale_at(2)), Fold(scale_at(3))};
+  typename F::template Scales<kFold> scale(block, w.global_scale);
+  for (int pair = 0; pair < kGroups; pair += 2, scale.template advance<2>()) {
+    Fold fold[4];
+    if constexpr (kFold) {
+      for (int part = 0; part < 4; ++part) fold[part].set(scale.bytes(part / 2, part % 2));
+    }
     for (int s = 0; s < kSteps; ++s, units += F::kLineUnits * kUnitStep) {
       DSV4_UNROLL
       for (int part = 0; part < 4; ++part, line += kLineBytes) {
@@ -68,13 +70,18 @@ HWY_INLINE void decode(const Tiles& w, const uint8_t* block, int64_t ahead, floa
         DSV4_UNROLL
         for (int i = 0; i < F::kLineUnits; ++i) {
           const V16 unit = F::take(codes, i);
-          store16(kFold ? fold[part].apply(unit) : unit, units + i * kUnitStep + part * kHalfRows);
+          float* to = units + i * kUnitStep + part * kHalfRows;
+          if constexpr (kFold) {
+            store16(fold[part].apply(unit), to);
+          } else {
+            store16(unit, to);
+          }
         }
       }
     }
     if constexpr (!kFold) {
       for (int part = 0; part < 4; ++part, scales += kHalfRows) {
-        store16(F::scale(block, pair + part / 2, part % 2, w.global_scale), scales);
+        store16(scale.take(part / 2, part % 2), scales);
       }
     }
   }
@@ -140,7 +147,7 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
       for (size_t c = 0; c < kC; ++c) value[c] = column(w, a.w_tile, c);
       DSV4_UNROLL
       for (size_t r = 0; r < kR; ++r) {
-        const VF xr = hn::Set(df, x[r]);
+        const VF xr = broadcast(x + r);
         DSV4_UNROLL
         for (size_t c = 0; c < kC; ++c) acc[r][c] = dot(xr, value[c], acc[r][c]);
       }

@@ -20,7 +20,7 @@ namespace dsv4::cpu::HWY_NAMESPACE {
 
 // One tile times one row of x. The chains of two groups and both halves of the tile run side by side, which
 // is the order of the lines in memory; without pairs of K, those of four groups, to cover the latency.
-template <class F>
+template <class F, bool kFold>
 void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
   constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
   constexpr int kSide = kParts == 1 && kUnitValues == 1 ? 4 : 2;
@@ -31,7 +31,8 @@ void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
   const uint8_t* block = w.data + tile * w.tile_bytes();
   V16 total[2] = {set16(0.0f), set16(0.0f)};
   for (int64_t b = w.blocks(); b > 0; --b, block += kBytes, x += kTileUnits) {
-    for (int first = 0; first < kGroups; first += kSide) {
+    typename F::template Scales<kFold> scales(block, w.global_scale);
+    for (int first = 0; first < kGroups; first += kSide, scales.template advance<kSide>()) {
       V16 acc[kSide][2];
       DSV4_UNROLL
       for (int g = 0; g < kSide; ++g) acc[g][0] = acc[g][1] = set16(0.0f);
@@ -50,7 +51,7 @@ void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
         for (int i = 0; i < F::kLineUnits; ++i) {
           DSV4_UNROLL
           for (int g = 0; g < kSide; ++g) {
-            const float unit = x[(first + g) * kGroupUnits + s * F::kLineUnits + i];
+            const VF unit = broadcast(x + (first + g) * kGroupUnits + s * F::kLineUnits + i);
             DSV4_UNROLL
             for (int half = 0; half < 2; ++half) {
               acc[g][half] = dot16(F::take(codes[g][half], i), unit, acc[g][half]);
@@ -62,7 +63,7 @@ void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
       for (int g = 0; g < kSide; ++g) {
         DSV4_UNROLL
         for (int half = 0; half < 2; ++half) {
-          total[half] = fma16(acc[g][half], F::scale(block, first + g, half, w.global_scale), total[half]);
+          total[half] = fma16(acc[g][half], scales.take(g, half), total[half]);
         }
       }
     }
@@ -119,7 +120,13 @@ template <class F>
 void multiply_as(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* decoded,
                  float* out) {
   if (n == 1) {
-    for (int64_t t = 0; t < tiles; ++t) gemv<F>(w, tile + t, x, out + t * kTileRows);
+    for (int64_t t = 0; t < tiles; ++t) {
+      if (F::kFormat == WeightFormat::kMxfp4 && w.scales_fold) {
+        gemv<F, true>(w, tile + t, x, out + t * kTileRows);
+      } else {
+        gemv<F, false>(w, tile + t, x, out + t * kTileRows);
+      }
+    }
   } else {
     gemm<F>(w, tile, tiles, x, n, decoded, out);
   }

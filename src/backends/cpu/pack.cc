@@ -139,7 +139,7 @@ PackedBlock pack_block(const Tiles& t, const Published& source, int64_t first_ro
       const uint8_t scale = from && at < source.scale_row ? from[at] : powers ? 127 : 0;
       if (!powers && is_nan_code(scale)) found.nan_row = row;
       found.scales_fold &= powers && folds(scale);
-      out[values + s * kTileRows + r] = scale;
+      out[scale_at(t.format, s, r)] = scale;
     }
   }
   return found;
@@ -166,7 +166,7 @@ void unpack_tile(const Tiles& t, int64_t first_row, int64_t tile, uint8_t* value
       const int64_t count = scales ? block_scales(t.format) : 0;
       for (int64_t s = 0; s < count && b * count + s < layout.scale_row; ++s) {
         scales[row / layout.rows_per_scale * layout.scale_row + b * count + s] =
-            block[value_bytes + s * kTileRows + r];
+            block[scale_at(t.format, s, r)];
       }
     }
   }

@@ -8,8 +8,11 @@
 //   BF16          [16 rows] u32: 2 values of K, high half first
 //   F32           [16 rows]
 // Lines lie as `gemv` reads them, which is with two groups of K side by side: pair of groups, line of
-// the group, group of the pair, half of the tile. Then come the block's scales:
-//   MXFP4 [4] x [32 rows] UE8M0, NVFP4 [8] x [32 rows] E4M3, FP8 [32 rows] UE8M0
+// the group, group of the pair, half of the tile. Then come the block's scales, so that they need few
+// instructions on their way to lanes of 32 bits:
+//   MXFP4  [2 halves][16 rows] u32: 4 UE8M0, the first in the lowest byte
+//   NVFP4  [4 pairs of groups][2 halves][16 rows] u16: 2 E4M3, the first in the high byte
+//   FP8    [32 rows] UE8M0
 //
 // Nibbles: values 0 2 4 6 lie in the high half of the word, 1 3 5 7 in the low half, both from the lowest
 // nibble up, so that a shift by 4j brings values 2j and 2j+1 to the bottom of the two halves. The codes of
@@ -71,6 +74,14 @@ constexpr int64_t block_scales(WeightFormat format) {
 
 constexpr int64_t block_bytes(WeightFormat format) {
   return block_value_bytes(format) + block_scales(format) * kTileRows;
+}
+
+// Where in a block the row's scale number `index` lies.
+constexpr int64_t scale_at(WeightFormat format, int64_t index, int64_t row) {
+  int64_t at = row;
+  if (format == WeightFormat::kMxfp4) at = row * 4 + index;
+  if (format == WeightFormat::kNvfp4) at = (index / 2 * kTileRows + row) * 2 + 1 - index % 2;
+  return block_value_bytes(format) + at;
 }
 
 // One matrix [rows, cols] in this layout.
