@@ -206,14 +206,10 @@ struct E4m3Table {
   }
 };
 
+// Bytes of BF16 for all codes of a line, with the sign.
 struct Fp8Codes {
-  // BF16 bytes of all codes, with the sign.
   __m512i high, low;
 };
-
-HWY_INLINE __m512i select_bits(__m512i mask, __m512i one, __m512i other) {
-  return _mm512_ternarylogic_epi32(mask, one, other, 0xca);
-}
 
 struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
   static constexpr float kFactor = 1.0f;
@@ -221,31 +217,57 @@ struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
   static HWY_INLINE Codes load(const uint8_t* line) {
     static constexpr E4m3Table kTable;
     const auto at = [](const uint8_t* p) HWY_ATTR { return _mm512_load_si512(p); };
-    const __m512i codes = _mm512_loadu_si512(line);
+    __m512i codes = _mm512_loadu_si512(line);
+    asm("" : "+v"(codes));  // g++ would load it for each of its uses, and loads are what there is too little of
     const __m512i high = _mm512_permutex2var_epi8(at(kTable.high), codes, at(kTable.high + 64));
-    return {select_bits(_mm512_set1_epi8(0x7f), high, codes),
-            _mm512_permutex2var_epi8(at(kTable.low), codes, at(kTable.low + 64))};
+    const __m512i sign = _mm512_and_si512(codes, _mm512_set1_epi8(-0x80));
+    return {_mm512_or_si512(high, sign), _mm512_permutex2var_epi8(at(kTable.low), codes, at(kTable.low + 64))};
   }
-  // The even bytes, then the odd.
   static HWY_INLINE V16 take(const Codes& c, int index) {
-    const __m512i high = index == 0 ? _mm512_slli_epi16(c.high, 8) : c.high;
-    const __m512i low = index == 0 ? c.low : _mm512_srli_epi16(c.low, 8);
-    return V16{{VF{_mm512_castsi512_ps(select_bits(_mm512_set1_epi16(-0x100), high, low))}}};
+    const __m512i pair = index == 0 ? _mm512_unpacklo_epi8(c.low, c.high) : _mm512_unpackhi_epi8(c.low, c.high);
+    return V16{{VF{_mm512_castsi512_ps(pair)}}};
   }
 };
 #else
+// Pairs of codes, the first in the high byte.
+struct Fp8Codes {
+  hn::Vec<DH> pair[2][kParts];
+};
+
+// n half words, of which four lie together in every 16 bytes.
+template <size_t n>
+HWY_INLINE auto load_fours(const uint8_t* p) {
+  const hn::CappedTag<uint16_t, n> d;
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (n > 4) {
+    return hn::Combine(d, load_fours<n / 2>(p + n * 2), load_fours<n / 2>(p));
+  } else
+#endif
+  {
+    return hn::LoadU(d, reinterpret_cast<const uint16_t*>(p));
+  }
+}
+
 struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
   static constexpr float kFactor = 256.0f;
-  using Codes = Words;
-  static HWY_INLINE Codes load(const uint8_t* line) { return load_words(line); }
+  using Codes = Fp8Codes;
+  static HWY_INLINE Codes load(const uint8_t* line) {
+    Codes c;
+    DSV4_UNROLL
+    for (size_t i = 0; i < kParts; ++i) {
+      const int64_t row = static_cast<int64_t>(i * kLanes);
+      for (int upper = 0; upper < 2; ++upper) {
+        c.pair[upper][i] = load_fours<kLanes>(line + word_half_at(kFormat, row, upper));
+      }
+    }
+    return c;
+  }
   static HWY_INLINE V16 take(const Codes& c, int index) {
-    const DU du;
     V16 r;
     DSV4_UNROLL
     for (size_t i = 0; i < kParts; ++i) {
-      VU code = index < 2 ? hn::ShiftLeft<8>(c.v[i]) : c.v[i];
-      if (index % 2 == 0) code = hn::ShiftRight<16>(code);
-      r.v[i] = e4m3_high(hn::TruncateTo(DH(), hn::And(code, hn::Set(du, 0xffffu))));
+      const auto pair = c.pair[index / 2][i];
+      r.v[i] = e4m3_high(index % 2 == 0 ? pair : hn::ShiftLeft<8>(pair));
     }
     return r;
   }

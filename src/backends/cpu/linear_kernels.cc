@@ -26,25 +26,27 @@ void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
   constexpr int kSide = kParts == 1 && kUnitValues == 1 ? 4 : 2;
   constexpr int kGroupUnits = F::kGroup / kUnitValues;
   constexpr int kSteps = kGroupUnits / F::kLineUnits;  // lines of a group
+  constexpr int64_t kStepBytes = 4 * kLineBytes;       // of a pair of groups
   constexpr int64_t kBytes = block_bytes(F::kFormat);
   constexpr int64_t kScaleBytes = kBytes - block_value_bytes(F::kFormat);
   const uint8_t* block = w.data + tile * w.tile_bytes();
   V16 total[2] = {set16(0.0f), set16(0.0f)};
   for (int64_t b = w.blocks(); b > 0; --b, block += kBytes, x += kTileUnits) {
     typename F::template Scales<kFold> scales(block, w.global_scale);
+    const uint8_t* lines = block;
     for (int first = 0; first < kGroups; first += kSide, scales.template advance<kSide>()) {
       V16 acc[kSide][2];
       DSV4_UNROLL
       for (int g = 0; g < kSide; ++g) acc[g][0] = acc[g][1] = set16(0.0f);
-      for (int s = 0; s < kSteps; ++s) {
+      for (int s = 0; s < kSteps; ++s, lines += kStepBytes) {
         typename F::Codes codes[kSide][2];
         DSV4_UNROLL
         for (int g = 0; g < kSide; ++g) {
-          const uint8_t* lines = block + line_at(F::kFormat, (first + g) * kSteps + s, 0);
           DSV4_UNROLL
           for (int half = 0; half < 2; ++half) {
-            codes[g][half] = F::load(lines + half * kLineBytes);
-            prefetch(lines + half * kLineBytes + F::kAhead, kLineBytes);
+            const uint8_t* line = lines + line_at(F::kFormat, g * kSteps, half);
+            codes[g][half] = F::load(line);
+            prefetch(line + F::kAhead, kLineBytes);
           }
         }
         DSV4_UNROLL
@@ -59,6 +61,7 @@ void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
           }
         }
       }
+      lines += (kSide / 2 - 1) * kSteps * kStepBytes;
       DSV4_UNROLL
       for (int g = 0; g < kSide; ++g) {
         DSV4_UNROLL
