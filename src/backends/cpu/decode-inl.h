@@ -96,7 +96,7 @@ struct Lines {
 
 template <WeightFormat kWeights>
 struct Fp4 : Lines<kWeights> {
-  static constexpr int64_t kAhead = 7168;
+  static constexpr int64_t kAhead = 6656;
   using Codes = Words;
   static HWY_INLINE Codes load(const uint8_t* line) { return load_words(line); }
 #if HWY_TARGET == HWY_AVX3_DL
@@ -275,7 +275,7 @@ struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
 #endif
 
 struct Fp8 : Fp8Lines {
-  static constexpr int64_t kAhead = 7168;
+  static constexpr int64_t kAhead = 6656;
   template <bool>
   struct Scales {
     const uint8_t* at;
