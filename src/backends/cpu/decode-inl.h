@@ -7,6 +7,8 @@
 #define DSV4_CPU_DECODE_INL
 #endif
 
+#include <array>
+
 #include "backends/cpu/simd-inl.h"
 #include "backends/cpu/tiles.h"
 
@@ -81,14 +83,25 @@ HWY_INLINE VF e2m1_low_nibble(VU word) {
 // Every format: kLineUnits units of K in a line (tiles.h), and
 //   load(line)                            16 rows of it
 //   take(codes, i)                        unit i; called with i = 0, 1, ... kLineUnits-1 in turn
+//   take(codes, i, fold)                  times its scale, fold.set(bytes) before; for pairs only
 //   Scales<kFold>(block, global)          of its groups in turn, kFold as in Tiles::scales_fold:
 //     take(g, half)                       per row, of the g'th group from here
 //     bytes(g, half)                      the same as UE8M0, where that is the format
 //     advance<n>()                        n groups on
 // kAhead: gemv requests packed weights this far ahead, into the second-level cache.
 
+#if HWY_TARGET == HWY_AVX3_DL
+// The exponents of scales 2^(b-127), where both BF16 of a lane have theirs.
+HWY_INLINE __m512i bf16_exponents(const Words& bytes) {
+  const __m512i b = bytes.v[0].raw;
+  const __m512i both = _mm512_or_si512(b, _mm512_slli_epi32(b, 16));
+  return _mm512_slli_epi16(_mm512_sub_epi16(both, _mm512_set1_epi16(127)), 7);
+}
+#endif
+
 template <WeightFormat kWeights>
 struct Lines {
+  struct Fold {};
   static constexpr WeightFormat kFormat = kWeights;
   static constexpr int kGroup = static_cast<int>(group_values(kWeights));
   static constexpr int kLineUnits = static_cast<int>(line_values(kWeights)) / kUnitValues;
@@ -100,15 +113,34 @@ struct Fp4 : Lines<kWeights> {
   using Codes = Words;
   static HWY_INLINE Codes load(const uint8_t* line) { return load_words(line); }
 #if HWY_TARGET == HWY_AVX3_DL
-  static HWY_INLINE V16 take(Codes& c, int index) {
-    // BF16 bits. The permutation reads the low five bits of an index; the highest of them is foreign.
-    alignas(64) static constexpr uint16_t kTable[32] = {
-        0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,
-        0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0, 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
-        0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
-    const __m512i values = _mm512_permutexvar_epi16(c.v[0].raw, _mm512_load_si512(kTable));
+  // BF16 bits, kRaised higher but for the zeros. The permutation reads the low five bits of an index; the
+  // highest of them is foreign.
+  template <int kRaised>
+  static HWY_INLINE __m512i look_up(Codes& c, int index) {
+    static constexpr auto kTable = [] {
+      constexpr uint16_t kMagnitude[8] = {0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
+      std::array<uint16_t, 32> table{};
+      for (size_t i = 0; i < 32; ++i) {
+        if (i % 8) table[i] = static_cast<uint16_t>(kMagnitude[i % 8] + kRaised + i % 16 / 8 * 0x8000);
+      }
+      return table;
+    }();
+    const __m512i values = _mm512_permutexvar_epi16(c.v[0].raw, _mm512_loadu_si512(kTable.data()));
     if (index + 1 < Fp4::kLineUnits) c.v[0].raw = _mm512_srli_epi16(c.v[0].raw, 4);
-    return V16{{VF{_mm512_castsi512_ps(values)}}};
+    return values;
+  }
+  static HWY_INLINE V16 take(Codes& c, int index) { return V16{{VF{_mm512_castsi512_ps(look_up<0>(c, index))}}}; }
+  // Bits that are raised by more than any exponent (Tiles::scales_fold) are lowered by what the scale is
+  // less: a saturating subtraction leaves zeros what they are.
+  static constexpr int kRaised = 0x3c00;
+  struct Fold {
+    __m512i less;
+    HWY_INLINE void set(const Words& bytes) {
+      less = _mm512_sub_epi16(_mm512_set1_epi16(kRaised), bf16_exponents(bytes));
+    }
+  };
+  static HWY_INLINE V16 take(Codes& c, int index, const Fold& fold) {
+    return V16{{VF{_mm512_castsi512_ps(_mm512_subs_epu16(look_up<kRaised>(c, index), fold.less))}}};
   }
 #else
   static HWY_INLINE V16 take(Codes& c, int index) {
@@ -226,6 +258,15 @@ struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
   static HWY_INLINE V16 take(const Codes& c, int index) {
     const __m512i pair = index == 0 ? _mm512_unpacklo_epi8(c.low, c.high) : _mm512_unpackhi_epi8(c.low, c.high);
     return V16{{VF{_mm512_castsi512_ps(pair)}}};
+  }
+  struct Fold {
+    __m512i exponents;
+    HWY_INLINE void set(const Words& bytes) { exponents = bf16_exponents(bytes); }
+  };
+  static HWY_INLINE V16 take(const Codes& c, int index, const Fold& fold) {
+    const __m512i u = _mm512_castps_si512(take(c, index).v[0].raw);
+    const __mmask32 some = _mm512_test_epi16_mask(u, _mm512_set1_epi16(0x7fff));
+    return V16{{VF{_mm512_castsi512_ps(_mm512_mask_add_epi16(u, some, u, fold.exponents))}}};
   }
 };
 #else

@@ -246,6 +246,30 @@ void expand_bf16(const bf16* x, int64_t K, float* out) {
 }
 #endif
 
+void transpose(const float* x, int64_t stride, int64_t rows, int64_t n, float* out) {
+  int64_t done = 0;  // rows
+#if HWY_TARGET != HWY_SCALAR
+  const hn::Full128<float> d;
+  for (; done + 4 <= rows; done += 4) {
+    const float* from = x + done * stride;
+    float* to = out + done;
+    for (int64_t i = 0; i + 4 <= n; i += 4, from += 4, to += 4 * rows) {
+      const auto a = hn::LoadU(d, from), b = hn::LoadU(d, from + stride);
+      const auto e = hn::LoadU(d, from + 2 * stride), f = hn::LoadU(d, from + 3 * stride);
+      const auto ab = hn::InterleaveLower(d, a, b), AB = hn::InterleaveUpper(d, a, b);
+      const auto ef = hn::InterleaveLower(d, e, f), EF = hn::InterleaveUpper(d, e, f);
+      hn::StoreU(hn::ConcatLowerLower(d, ef, ab), d, to);
+      hn::StoreU(hn::ConcatUpperUpper(d, ef, ab), d, to + rows);
+      hn::StoreU(hn::ConcatLowerLower(d, EF, AB), d, to + 2 * rows);
+      hn::StoreU(hn::ConcatUpperUpper(d, EF, AB), d, to + 3 * rows);
+    }
+  }
+#endif
+  for (; done < rows; ++done) {
+    for (int64_t i = 0; i < n; ++i) out[i * rows + done] = x[done * stride + i];
+  }
+}
+
 void round_bf16_array(const float* x, int64_t n, bf16* out) {
   int64_t i = 0;
   for (; i + static_cast<int64_t>(kLanes) <= n; i += static_cast<int64_t>(kLanes)) {
@@ -286,6 +310,7 @@ LinearKernels linear_table() {
           .multiply = multiply,
           .expand_act8 = expand_act8,
           .expand_bf16 = expand_bf16,
+          .transpose = transpose,
           .round_bf16 = round_bf16_array,
           .swiglu = swiglu,
           .add_rounded = add_rounded};
