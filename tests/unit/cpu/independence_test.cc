@@ -55,6 +55,12 @@ TEST(Independence, LinearOfTheBatch) {
       const std::vector<float> alone(all.begin() + t * kN, all.begin() + (t + 1) * kN);
       EXPECT_TRUE(same_bits(run_linear(m, w, row, 1), alone)) << format_info(format).name << " row " << t;
     }
+    // Few rows go several ways, by their number.
+    for (int64_t T = 2; T <= 26; T += T < 14 ? 1 : 6) {
+      const std::vector<bf16> few(x.begin(), x.begin() + T * kK);
+      const std::vector<float> first(all.begin(), all.begin() + T * kN);
+      EXPECT_TRUE(same_bits(run_linear(m, w, few, T), first)) << format_info(format).name << ", " << T << " rows";
+    }
   }
 }
 
