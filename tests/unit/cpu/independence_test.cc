@@ -96,9 +96,12 @@ TEST(Independence, LinearOfTheBatchWithScalesFarFromOne) {
       Published w(WeightRole::kLinear, format, kN, kK, 1, 1, 41);
       for (size_t i = 0; i < w.scales[0].size(); ++i) w.scales[0][i] = fold ? folding[i % 3] : others[i % 5];
       const std::vector<bf16> x = tests::random_bf16(kRows * kK, 43);
-      Machine m(tests::cpu(2)), portable(tests::cpu(1, "scalar"));
+      Machine m(tests::cpu(2));
       const std::vector<float> all = run_linear(m, w, x, kRows);
-      EXPECT_TRUE(same_bits(run_linear(portable, w, x, kRows), all)) << format_info(format).name << " " << fold;
+      if (std::unique_ptr<Backend> scalar = tests::cpu(1, "scalar")) {  // not where NEON is always there
+        Machine portable(std::move(scalar));
+        EXPECT_TRUE(same_bits(run_linear(portable, w, x, kRows), all)) << format_info(format).name << " " << fold;
+      }
       for (int64_t t = 0; t < kRows; ++t) {
         const std::vector<bf16> row(x.begin() + t * kK, x.begin() + (t + 1) * kK);
         const std::vector<float> alone(all.begin() + t * kN, all.begin() + (t + 1) * kN);
