@@ -109,6 +109,14 @@ size_t add_cache_rows(OpCase& c, Rng& rng, std::string name, const Shape& shape,
 size_t add_keys(OpCase& c, Rng& rng, const Shape& shape, Use use);
 Cost attention_cost(const AttentionShape& s, const HostBatch& batch);
 
+// The arrays of an attention, as indices of a case's; `entries` only with a ratio, the last two with topk.
+struct AttentionArrays {
+  size_t q, kv, ring, sink, o;
+  int64_t ring_rows, per_page;  // per_page: entries
+  size_t entries = 0, selected = 0, selected_count = 0;
+};
+AttentionArgs attention_args(const Bound& b, const Step& step, const AttentionShape& s, const AttentionArrays& arrays);
+
 // Spare rows of rings and tails, as a cache with room for a rollback has; odd on purpose.
 inline constexpr int64_t kSpareRows = 5;
 

@@ -64,37 +64,38 @@ OpCase attend_case(const AttentionShape& s, int64_t heads, int64_t e, uint64_t s
   OpCase c{.op = "attend"};
   Rng rng(seed);
   const CacheShape cache = add_batches(c, s.sequences, rng);
-  const int64_t ring_rows = s.window + kSpareRows;
-  const size_t q = add_normal(c, rng, "q", DType::kBF16, {c.rows, s.H, s.d}, 1.7f, Use::kInOut);
-  const size_t kv = add_normal(c, rng, "kv", DType::kBF16, {c.rows, s.d}, 0.6f, Use::kInOut);
-  c.arrays[kv].rope_dims = s.r;
+  AttentionArrays at{.ring_rows = s.window + kSpareRows, .per_page = s.ratio ? cache.span / s.ratio : 0};
+  at.q = add_normal(c, rng, "q", DType::kBF16, {c.rows, s.H, s.d}, 1.7f, Use::kInOut);
+  at.kv = add_normal(c, rng, "kv", DType::kBF16, {c.rows, s.d}, 0.6f, Use::kInOut);
+  c.arrays[at.kv].rope_dims = s.r;
   const size_t norm = add_normal(c, rng, "kv_norm", DType::kBF16, {s.d}, 0.2f, Use::kIn, 1.0f);
   const size_t freqs = add_freqs(c, s.r);
-  const size_t ring = add_cache_rows(c, rng, "ring", {cache.slots, ring_rows, s.d}, s.r, Use::kInOut);
-  const size_t sink = add_normal(c, rng, "sink", DType::kF32, {s.H}, 1.0f);
-  const size_t o = add_array(c, "o", DType::kBF16, {c.rows, s.H, s.d}, Use::kOut);
+  at.ring = add_cache_rows(c, rng, "ring", {cache.slots, at.ring_rows, s.d}, s.r, Use::kInOut);
+  at.sink = add_normal(c, rng, "sink", DType::kF32, {s.H}, 1.0f);
+  at.o = add_array(c, "o", DType::kBF16, {c.rows, s.H, s.d}, Use::kOut);
   c.cost = attention_cost(s, c.batches.front());
   Compressor entries{}, keys{};
-  size_t index_q = 0, weights = 0, selected = 0, count = 0;
-  if (s.ratio) entries = add_compressor(c, rng, cache, s, s.d, false);
+  size_t index_q = 0, weights = 0;
+  if (s.ratio) {
+    entries = add_compressor(c, rng, cache, s, s.d, false);
+    at.entries = entries.out;
+  }
   if (s.topk) {
     keys = add_compressor(c, rng, cache, s, e, true);
     index_q = add_normal(c, rng, "index_q", DType::kBF16, {c.rows, heads, e}, 1.0f, Use::kInOut);
     weights = add_normal(c, rng, "weights", DType::kBF16, {c.rows, heads}, 1.0f);
-    selected = add_array(c, "selected", DType::kI32, {c.rows, s.topk}, Use::kOut);
-    count = add_array(c, "selected_count", DType::kI32, {c.rows}, Use::kOut);
+    at.selected = add_array(c, "selected", DType::kI32, {c.rows, s.topk}, Use::kOut);
+    at.selected_count = add_array(c, "selected_count", DType::kI32, {c.rows}, Use::kOut);
   }
   c.call = [=](OpContext& ctx, const Bound& b, const Step& step) {
     const RopeView rope{.freqs = b.at<float>(freqs), .r = s.r};
-    const BatchView& batch = b.batch(step);
-    bf16* rows_q = b.at<bf16>(q) + step.first * s.H * s.d;
-    bf16* rows_kv = b.at<bf16>(kv) + step.first * s.d;
-    const RingView ring_view{
-        .data = b.at<char>(ring), .rows = ring_rows, .row_bytes = b.row_bytes(ring), .format = b.kv_format()};
+    const AttentionArgs attention = attention_args(b, step, s, at);
+    bf16* rows_q = b.at<bf16>(at.q) + step.first * s.H * s.d;
+    bf16* rows_kv = b.at<bf16>(at.kv) + step.first * s.d;
     AttendArgs a{.qkv = {.q = rows_q,
                          .kv = rows_kv,
                          .kv_norm = b.at<bf16>(norm),
-                         .positions = batch.positions,
+                         .positions = attention.batch.positions,
                          .rope = rope,
                          .T = step.rows,
                          .H = s.H,
@@ -103,29 +104,12 @@ OpCase attend_case(const AttentionShape& s, int64_t heads, int64_t e, uint64_t s
                  .entries = {},
                  .keys = {},
                  .select = {},
-                 .attention = {.batch = batch,
-                               .q = rows_q,
-                               .kv = rows_kv,
-                               .ring = ring_view,
-                               .entries = {},
-                               .ratio = s.ratio,
-                               .selected = nullptr,
-                               .selected_count = nullptr,
-                               .topk = s.topk,
-                               .sink = b.at<float>(sink),
-                               .o = b.at<bf16>(o) + step.first * s.H * s.d,
-                               .H = s.H,
-                               .d = s.d,
-                               .window = s.window,
-                               .r = s.r},
-                 .ring_insert = {.batch = batch, .kv = rows_kv, .ring = ring_view, .d = s.d, .r = s.r}};
-    if (s.ratio) {
-      a.entries = compress_args(b, entries, step, rope);
-      a.attention.entries = pages_of(b, entries);
-    }
+                 .attention = attention,
+                 .ring_insert = {.batch = attention.batch, .kv = rows_kv, .ring = attention.ring, .d = s.d, .r = s.r}};
+    if (s.ratio) a.entries = compress_args(b, entries, step, rope);
     if (s.topk) {
       a.keys = compress_args(b, keys, step, rope);
-      a.select = {.batch = batch,
+      a.select = {.batch = attention.batch,
                   .q = b.at<bf16>(index_q) + step.first * heads * e,
                   .weights = b.at<bf16>(weights) + step.first * heads,
                   .keys = pages_of(b, keys),
@@ -134,10 +118,8 @@ OpCase attend_case(const AttentionShape& s, int64_t heads, int64_t e, uint64_t s
                   .e = e,
                   .ratio = s.ratio,
                   .topk = s.topk,
-                  .selected = b.at<int32_t>(selected) + step.first * s.topk,
-                  .selected_count = b.at<int32_t>(count) + step.first};
-      a.attention.selected = a.select.selected;
-      a.attention.selected_count = a.select.selected_count;
+                  .selected = b.at<int32_t>(at.selected) + step.first * s.topk,
+                  .selected_count = b.at<int32_t>(at.selected_count) + step.first};
     }
     return ctx.ops.attend(ctx, a);
   };

@@ -265,57 +265,58 @@ OpCase index_select_case(const IndexShape& s, uint64_t seed) {
   return c;
 }
 
+AttentionArgs attention_args(const Bound& b, const Step& step, const AttentionShape& s, const AttentionArrays& arrays) {
+  AttentionArgs a{.batch = b.batch(step),
+                  .q = b.at<bf16>(arrays.q) + step.first * s.H * s.d,
+                  .kv = b.at<bf16>(arrays.kv) + step.first * s.d,
+                  .ring = {.data = b.at<char>(arrays.ring),
+                           .rows = arrays.ring_rows,
+                           .row_bytes = b.row_bytes(arrays.ring),
+                           .format = b.kv_format()},
+                  .entries = {},
+                  .ratio = s.ratio,
+                  .selected = nullptr,
+                  .selected_count = nullptr,
+                  .topk = s.topk,
+                  .sink = b.at<float>(arrays.sink),
+                  .o = b.at<bf16>(arrays.o) + step.first * s.H * s.d,
+                  .H = s.H,
+                  .d = s.d,
+                  .window = s.window,
+                  .r = s.r};
+  if (s.ratio) {
+    a.entries = {.data = b.at<char>(arrays.entries),
+                 .per_page = arrays.per_page,
+                 .row_bytes = b.row_bytes(arrays.entries),
+                 .format = b.kv_format()};
+  }
+  if (s.topk) {
+    a.selected = b.at<int32_t>(arrays.selected) + step.first * s.topk;
+    a.selected_count = b.at<int32_t>(arrays.selected_count) + step.first;
+  }
+  return a;
+}
+
 OpCase attention_case(const AttentionShape& s, uint64_t seed) {
   OpCase c{.op = "attention"};
   Rng rng(seed);
   const CacheShape cache = add_batches(c, s.sequences, rng);
-  const int64_t ring_rows = s.window + kSpareRows;
-  const size_t q = add_normal(c, rng, "q", DType::kBF16, {c.rows, s.H, s.d}, s.sharpness);
-  const size_t kv = add_kv_rows(c, rng, "kv", {c.rows, s.d}, s.r, Use::kIn);
-  const size_t ring = add_cache_rows(c, rng, "ring", {cache.slots, ring_rows, s.d}, s.r, Use::kIn);
-  const size_t sink = add_normal(c, rng, "sink", DType::kF32, {s.H}, 1.0f);
-  const size_t o = add_array(c, "o", DType::kBF16, {c.rows, s.H, s.d}, Use::kOut);
-  const int64_t per_page = s.ratio ? cache.span / s.ratio : 0;
-  size_t entries = 0, selected = 0, count = 0;
-  if (s.ratio)
-    entries = add_cache_rows(c, rng, "entries", {cache.pages, per_page, s.d}, s.r, Use::kIn);
+  AttentionArrays at{.ring_rows = s.window + kSpareRows, .per_page = s.ratio ? cache.span / s.ratio : 0};
+  at.q = add_normal(c, rng, "q", DType::kBF16, {c.rows, s.H, s.d}, s.sharpness);
+  at.kv = add_kv_rows(c, rng, "kv", {c.rows, s.d}, s.r, Use::kIn);
+  at.ring = add_cache_rows(c, rng, "ring", {cache.slots, at.ring_rows, s.d}, s.r, Use::kIn);
+  at.sink = add_normal(c, rng, "sink", DType::kF32, {s.H}, 1.0f);
+  at.o = add_array(c, "o", DType::kBF16, {c.rows, s.H, s.d}, Use::kOut);
+  if (s.ratio) at.entries = add_cache_rows(c, rng, "entries", {cache.pages, at.per_page, s.d}, s.r, Use::kIn);
   if (s.topk) {
     std::vector<int32_t> ids, counts;
     pick_entries(c.batches.front(), s.ratio, s.topk, rng, ids, counts);
-    selected = add_ints(c, "selected", {c.rows, s.topk}, ids);
-    count = add_ints(c, "selected_count", {c.rows}, counts);
+    at.selected = add_ints(c, "selected", {c.rows, s.topk}, ids);
+    at.selected_count = add_ints(c, "selected_count", {c.rows}, counts);
   }
   c.cost = attention_cost(s, c.batches.front());
   c.call = [=](OpContext& ctx, const Bound& b, const Step& step) {
-    AttentionArgs a{.batch = b.batch(step),
-                    .q = b.at<bf16>(q) + step.first * s.H * s.d,
-                    .kv = b.at<bf16>(kv) + step.first * s.d,
-                    .ring = {.data = b.at<char>(ring),
-                             .rows = ring_rows,
-                             .row_bytes = b.row_bytes(ring),
-                             .format = b.kv_format()},
-                    .entries = {},
-                    .ratio = s.ratio,
-                    .selected = nullptr,
-                    .selected_count = nullptr,
-                    .topk = s.topk,
-                    .sink = b.at<float>(sink),
-                    .o = b.at<bf16>(o) + step.first * s.H * s.d,
-                    .H = s.H,
-                    .d = s.d,
-                    .window = s.window,
-                    .r = s.r};
-    if (s.ratio) {
-      a.entries = {.data = b.at<char>(entries),
-                   .per_page = per_page,
-                   .row_bytes = b.row_bytes(entries),
-                   .format = b.kv_format()};
-    }
-    if (s.topk) {
-      a.selected = b.at<int32_t>(selected) + step.first * s.topk;
-      a.selected_count = b.at<int32_t>(count) + step.first;
-    }
-    return ctx.ops.attention(ctx, a);
+    return ctx.ops.attention(ctx, attention_args(b, step, s, at));
   };
   return c;
 }

@@ -1,6 +1,7 @@
 // Matrix products of ggml (llama.cpp) at the shapes of `dsv4 bench ops`, for docs/BENCHMARKS.md. Not part
 // of the build. With ggml's static libraries of a llama.cpp build (-DGGML_NATIVE=ON, Release):
 //   g++ -O2 -std=c++20 -I GGML/include ggml_matmul.cc libggml.a libggml-cpu.a libggml-base.a -fopenmp -ldl
+//   ./a.out [THREADS [NAME [ROWS]]]
 // Weights go round in copies that exceed the cache, in one graph, so that no call waits for another.
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
@@ -91,7 +92,9 @@ int main(int argc, char** argv) {
   for (size_t m = 0; m < memories.size(); ++m) {
     for (const Case& c : cases) {
       if (m > 0 && c.type != GGML_TYPE_MXFP4) continue;  // the one of these types that has such a layout
+      if (argc > 2 && std::string(c.name).find(argv[2]) == std::string::npos) continue;
       for (const int64_t tokens : {1, 256}) {
+        if (argc > 3 && tokens != std::atoi(argv[3])) continue;
         const double us = time_product(backend, memories[m], c, tokens);
         const double bytes = static_cast<double>(ggml_row_size(c.type, c.cols)) * static_cast<double>(c.rows);
         const double flops = 2.0 * static_cast<double>(c.rows * c.cols * tokens);

@@ -7,21 +7,36 @@
 #define DSV4_CPU_DECODE_INL
 #endif
 
+#include <array>
+
 #include "backends/cpu/simd-inl.h"
 #include "backends/cpu/tiles.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace dsv4::cpu::HWY_NAMESPACE {
 
-// 16 UE8M0 bytes -> 2^(b-127); byte 0 is subnormal, byte 255 NaN.
-HWY_INLINE V16 ue8m0_scales(const uint8_t* bytes) {
+// A line as it is: one word per row.
+struct Words {
+  VU v[kParts];
+};
+
+HWY_INLINE Words load_words(const uint8_t* line) {
+  Words w;
+  DSV4_UNROLL
+  for (size_t i = 0; i < kParts; ++i) {
+    w.v[i] = hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(line) + i * kLanes);
+  }
+  return w;
+}
+
+// UE8M0 -> 2^(b-127); 0 is subnormal, 255 NaN.
+HWY_INLINE V16 ue8m0(const Words& b) {
   const DU du;
   V16 r;
   DSV4_UNROLL
   for (size_t i = 0; i < kParts; ++i) {
-    const VU b = hn::PromoteTo(du, hn::LoadU(DB(), bytes + i * kLanes));
-    const VU bits = hn::Max(hn::ShiftLeft<23>(b), hn::Set(du, 0x00400000u));
-    const auto nan = hn::Eq(b, hn::Set(du, 255u));
+    const VU bits = hn::Max(hn::ShiftLeft<23>(b.v[i]), hn::Set(du, 0x00400000u));
+    const auto nan = hn::Eq(b.v[i], hn::Set(du, 255u));
     r.v[i] = hn::BitCast(DF(), hn::IfThenElse(nan, hn::Set(du, 0x7fc00000u), bits));
   }
   return r;
@@ -68,48 +83,64 @@ HWY_INLINE VF e2m1_low_nibble(VU word) {
 // Every format: kLineUnits units of K in a line (tiles.h), and
 //   load(line)                            16 rows of it
 //   take(codes, i)                        unit i; called with i = 0, 1, ... kLineUnits-1 in turn
-//   scale(block, group, half, global)     per row
+//   take(codes, i, fold)                  times its scale, fold.set(bytes) before; for pairs only
+//   Scales<kFold>(block, global)          of its groups in turn, kFold as in Tiles::scales_fold:
+//     take(g, half)                       per row, of the g'th group from here
+//     bytes(g, half)                      the same as UE8M0, where that is the format
+//     advance<n>()                        n groups on
 // kAhead: gemv requests packed weights this far ahead, into the second-level cache.
 
-// A line as it is: one word per row.
-struct Words {
-  VU v[kParts];
-};
-
-HWY_INLINE Words load_words(const uint8_t* line) {
-  Words w;
-  DSV4_UNROLL
-  for (size_t i = 0; i < kParts; ++i) {
-    w.v[i] = hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(line) + i * kLanes);
-  }
-  return w;
+#if HWY_TARGET == HWY_AVX3_DL
+// The exponents of scales 2^(b-127), where both BF16 of a lane have theirs.
+HWY_INLINE __m512i bf16_exponents(const Words& bytes) {
+  const __m512i b = bytes.v[0].raw;
+  const __m512i both = _mm512_or_si512(b, _mm512_slli_epi32(b, 16));
+  return _mm512_slli_epi16(_mm512_sub_epi16(both, _mm512_set1_epi16(127)), 7);
 }
+#endif
 
 template <WeightFormat kWeights>
 struct Lines {
+  struct Fold {};
   static constexpr WeightFormat kFormat = kWeights;
   static constexpr int kGroup = static_cast<int>(group_values(kWeights));
   static constexpr int kLineUnits = static_cast<int>(line_values(kWeights)) / kUnitValues;
-  static const uint8_t* scales(const uint8_t* block, int index, int half) {
-    return block + block_value_bytes(kWeights) + index * kTileRows + half * kHalfRows;
-  }
 };
 
 template <WeightFormat kWeights>
 struct Fp4 : Lines<kWeights> {
-  static constexpr int64_t kAhead = 7168;
+  static constexpr int64_t kAhead = 6656;
   using Codes = Words;
   static HWY_INLINE Codes load(const uint8_t* line) { return load_words(line); }
 #if HWY_TARGET == HWY_AVX3_DL
-  static HWY_INLINE V16 take(Codes& c, int index) {
-    // BF16 bits. The permutation reads the low five bits of an index; the highest of them is foreign.
-    alignas(64) static constexpr uint16_t kTable[32] = {
-        0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,
-        0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0, 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
-        0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
-    const __m512i values = _mm512_permutexvar_epi16(c.v[0].raw, _mm512_load_si512(kTable));
+  // BF16 bits, kRaised higher but for the zeros. The permutation reads the low five bits of an index; the
+  // highest of them is foreign.
+  template <int kRaised>
+  static HWY_INLINE __m512i look_up(Codes& c, int index) {
+    static constexpr auto kTable = [] {
+      constexpr uint16_t kMagnitude[8] = {0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
+      std::array<uint16_t, 32> table{};
+      for (size_t i = 0; i < 32; ++i) {
+        if (i % 8) table[i] = static_cast<uint16_t>(kMagnitude[i % 8] + kRaised + i % 16 / 8 * 0x8000);
+      }
+      return table;
+    }();
+    const __m512i values = _mm512_permutexvar_epi16(c.v[0].raw, _mm512_loadu_si512(kTable.data()));
     if (index + 1 < Fp4::kLineUnits) c.v[0].raw = _mm512_srli_epi16(c.v[0].raw, 4);
-    return V16{{VF{_mm512_castsi512_ps(values)}}};
+    return values;
+  }
+  static HWY_INLINE V16 take(Codes& c, int index) { return V16{{VF{_mm512_castsi512_ps(look_up<0>(c, index))}}}; }
+  // Bits that are raised by more than any exponent (Tiles::scales_fold) are lowered by what the scale is
+  // less: a saturating subtraction leaves zeros what they are.
+  static constexpr int kRaised = 0x3c00;
+  struct Fold {
+    __m512i less;
+    HWY_INLINE void set(const Words& bytes) {
+      less = _mm512_sub_epi16(_mm512_set1_epi16(kRaised), bf16_exponents(bytes));
+    }
+  };
+  static HWY_INLINE V16 take(Codes& c, int index, const Fold& fold) {
+    return V16{{VF{_mm512_castsi512_ps(_mm512_subs_epu16(look_up<kRaised>(c, index), fold.less))}}};
   }
 #else
   static HWY_INLINE V16 take(Codes& c, int index) {
@@ -123,23 +154,70 @@ struct Fp4 : Lines<kWeights> {
 };
 
 struct Mxfp4 : Fp4<WeightFormat::kMxfp4> {
-  static HWY_INLINE V16 scale(const uint8_t* block, int group, int half, float) {
-    return ue8m0_scales(scales(block, group / 2, half));
-  }
+  template <bool kFold>
+  struct Scales {
+    Words word[2];
+    HWY_INLINE Scales(const uint8_t* block, float) {
+      for (int half = 0; half < 2; ++half) word[half] = load_words(block + scale_at(kFormat, 0, half * kHalfRows));
+    }
+    // Above the byte are those of later groups.
+    HWY_INLINE Words word_of(int g, int half) const {
+      Words w = word[half];
+      DSV4_UNROLL
+      for (size_t i = 0; i < kParts; ++i) {
+        if (g >= 2) w.v[i] = hn::ShiftRight<8>(w.v[i]);
+      }
+      return w;
+    }
+    HWY_INLINE Words bytes(int g, int half) const {
+      Words b = word_of(g, half);
+      DSV4_UNROLL
+      for (size_t i = 0; i < kParts; ++i) b.v[i] = hn::And(b.v[i], hn::Set(DU(), 255u));
+      return b;
+    }
+    HWY_INLINE V16 take(int g, int half) const {
+      if constexpr (!kFold) return ue8m0(bytes(g, half));
+      const Words w = word_of(g, half);
+      V16 r;
+      DSV4_UNROLL
+      for (size_t i = 0; i < kParts; ++i) {
+        r.v[i] = hn::BitCast(DF(), hn::And(hn::ShiftLeft<23>(w.v[i]), hn::Set(DU(), 0x7f800000u)));
+      }
+      return r;
+    }
+    template <int kGroups>
+    HWY_INLINE void advance() {
+      for (Words& w : word) {
+        DSV4_UNROLL
+        for (size_t i = 0; i < kParts; ++i) w.v[i] = hn::ShiftRight<kGroups / 2 * 8>(w.v[i]);
+      }
+    }
+  };
 };
 
 struct Nvfp4 : Fp4<WeightFormat::kNvfp4> {
-  static HWY_INLINE V16 scale(const uint8_t* block, int group, int half, float global) {
-    const uint8_t* codes = scales(block, group, half);
-    V16 r;
-    DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) {
-      const auto code = hn::PromoteTo(DH(), hn::LoadU(DB(), codes + i * kLanes));
-      const VF s = hn::Mul(e4m3_high(hn::ShiftLeft<8>(code)), hn::Set(DF(), 256.0f));
-      r.v[i] = hn::Mul(s, hn::Set(DF(), global));
+  template <bool>
+  struct Scales {
+    const uint8_t* at;
+    float factor;
+    HWY_INLINE Scales(const uint8_t* block, float global)
+        : at(block + block_value_bytes(kFormat)), factor(256.0f * global) {}
+    HWY_INLINE V16 take(int g, int half) const {
+      const uint16_t* codes = reinterpret_cast<const uint16_t*>(at + g / 2 * kLineBytes) + half * kHalfRows;
+      V16 r;
+      DSV4_UNROLL
+      for (size_t i = 0; i < kParts; ++i) {
+        auto code = hn::LoadU(DH(), codes + i * kLanes);
+        if (g % 2 == 1) code = hn::ShiftLeft<8>(code);
+        r.v[i] = hn::Mul(e4m3_high(code), hn::Set(DF(), factor));
+      }
+      return r;
     }
-    return r;
-  }
+    template <int kGroups>
+    HWY_INLINE void advance() {
+      at += kGroups / 2 * kLineBytes;
+    }
+  };
 };
 
 #if HWY_TARGET == HWY_AVX3_DL
@@ -160,14 +238,10 @@ struct E4m3Table {
   }
 };
 
+// Bytes of BF16 for all codes of a line, with the sign.
 struct Fp8Codes {
-  // BF16 bytes of all codes, with the sign.
   __m512i high, low;
 };
-
-HWY_INLINE __m512i select_bits(__m512i mask, __m512i one, __m512i other) {
-  return _mm512_ternarylogic_epi32(mask, one, other, 0xca);
-}
 
 struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
   static constexpr float kFactor = 1.0f;
@@ -175,31 +249,66 @@ struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
   static HWY_INLINE Codes load(const uint8_t* line) {
     static constexpr E4m3Table kTable;
     const auto at = [](const uint8_t* p) HWY_ATTR { return _mm512_load_si512(p); };
-    const __m512i codes = _mm512_loadu_si512(line);
+    __m512i codes = _mm512_loadu_si512(line);
+    asm("" : "+v"(codes));  // g++ would load it for each of its uses, and loads are what there is too little of
     const __m512i high = _mm512_permutex2var_epi8(at(kTable.high), codes, at(kTable.high + 64));
-    return {select_bits(_mm512_set1_epi8(0x7f), high, codes),
-            _mm512_permutex2var_epi8(at(kTable.low), codes, at(kTable.low + 64))};
+    const __m512i sign = _mm512_and_si512(codes, _mm512_set1_epi8(-0x80));
+    return {_mm512_or_si512(high, sign), _mm512_permutex2var_epi8(at(kTable.low), codes, at(kTable.low + 64))};
   }
-  // The even bytes, then the odd.
   static HWY_INLINE V16 take(const Codes& c, int index) {
-    const __m512i high = index == 0 ? _mm512_slli_epi16(c.high, 8) : c.high;
-    const __m512i low = index == 0 ? c.low : _mm512_srli_epi16(c.low, 8);
-    return V16{{VF{_mm512_castsi512_ps(select_bits(_mm512_set1_epi16(-0x100), high, low))}}};
+    const __m512i pair = index == 0 ? _mm512_unpacklo_epi8(c.low, c.high) : _mm512_unpackhi_epi8(c.low, c.high);
+    return V16{{VF{_mm512_castsi512_ps(pair)}}};
+  }
+  struct Fold {
+    __m512i exponents;
+    HWY_INLINE void set(const Words& bytes) { exponents = bf16_exponents(bytes); }
+  };
+  static HWY_INLINE V16 take(const Codes& c, int index, const Fold& fold) {
+    const __m512i u = _mm512_castps_si512(take(c, index).v[0].raw);
+    const __mmask32 some = _mm512_test_epi16_mask(u, _mm512_set1_epi16(0x7fff));
+    return V16{{VF{_mm512_castsi512_ps(_mm512_mask_add_epi16(u, some, u, fold.exponents))}}};
   }
 };
 #else
+// Pairs of codes, the first in the high byte.
+struct Fp8Codes {
+  hn::Vec<DH> pair[2][kParts];
+};
+
+// n half words, of which four lie together in every 16 bytes.
+template <size_t n>
+HWY_INLINE auto load_fours(const uint8_t* p) {
+  const hn::CappedTag<uint16_t, n> d;
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (n > 4) {
+    return hn::Combine(d, load_fours<n / 2>(p + n * 2), load_fours<n / 2>(p));
+  } else
+#endif
+  {
+    return hn::LoadU(d, reinterpret_cast<const uint16_t*>(p));
+  }
+}
+
 struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
   static constexpr float kFactor = 256.0f;
-  using Codes = Words;
-  static HWY_INLINE Codes load(const uint8_t* line) { return load_words(line); }
+  using Codes = Fp8Codes;
+  static HWY_INLINE Codes load(const uint8_t* line) {
+    Codes c;
+    DSV4_UNROLL
+    for (size_t i = 0; i < kParts; ++i) {
+      const int64_t row = static_cast<int64_t>(i * kLanes);
+      for (int upper = 0; upper < 2; ++upper) {
+        c.pair[upper][i] = load_fours<kLanes>(line + word_half_at(kFormat, row, upper));
+      }
+    }
+    return c;
+  }
   static HWY_INLINE V16 take(const Codes& c, int index) {
-    const DU du;
     V16 r;
     DSV4_UNROLL
     for (size_t i = 0; i < kParts; ++i) {
-      VU code = index < 2 ? hn::ShiftLeft<8>(c.v[i]) : c.v[i];
-      if (index % 2 == 0) code = hn::ShiftRight<16>(code);
-      r.v[i] = e4m3_high(hn::TruncateTo(DH(), hn::And(code, hn::Set(du, 0xffffu))));
+      const auto pair = c.pair[index / 2][i];
+      r.v[i] = e4m3_high(index % 2 == 0 ? pair : hn::ShiftLeft<8>(pair));
     }
     return r;
   }
@@ -207,13 +316,30 @@ struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
 #endif
 
 struct Fp8 : Fp8Lines {
-  static constexpr int64_t kAhead = 7168;
-  static HWY_INLINE V16 scale(const uint8_t* block, int, int half, float) {
-    V16 s = ue8m0_scales(scales(block, 0, half));
-    DSV4_UNROLL
-    for (size_t i = 0; i < kParts; ++i) s.v[i] = hn::Mul(s.v[i], hn::Set(DF(), kFactor));
-    return s;
-  }
+  static constexpr int64_t kAhead = 6656;
+  template <bool>
+  struct Scales {
+    const uint8_t* at;
+    V16 scale[2];
+    HWY_INLINE Scales(const uint8_t* block, float) : at(block + block_value_bytes(kFormat)) {
+      for (int half = 0; half < 2; ++half) {
+        scale[half] = ue8m0(bytes(0, half));
+        DSV4_UNROLL
+        for (VF& v : scale[half].v) v = hn::Mul(v, hn::Set(DF(), kFactor));
+      }
+    }
+    HWY_INLINE Words bytes(int, int half) const {
+      Words b;
+      DSV4_UNROLL
+      for (size_t i = 0; i < kParts; ++i) {
+        b.v[i] = hn::PromoteTo(DU(), hn::LoadU(DB(), at + half * kHalfRows + i * kLanes));
+      }
+      return b;
+    }
+    HWY_INLINE V16 take(int, int half) const { return scale[half]; }
+    template <int>
+    HWY_INLINE void advance() {}
+  };
 };
 
 struct Bf16 : Lines<WeightFormat::kBf16> {
@@ -233,7 +359,13 @@ struct Bf16 : Lines<WeightFormat::kBf16> {
     }
     return r;
   }
-  static HWY_INLINE V16 scale(const uint8_t*, int, int, float) { return set16(1.0f); }
+  template <bool>
+  struct Scales {
+    HWY_INLINE Scales(const uint8_t*, float) {}
+    HWY_INLINE V16 take(int, int) const { return set16(1.0f); }
+    template <int>
+    HWY_INLINE void advance() {}
+  };
 };
 
 }  // namespace dsv4::cpu::HWY_NAMESPACE

@@ -25,28 +25,6 @@ HWY_INLINE void prefetch(const uint8_t* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
-#if HWY_TARGET == HWY_AVX3_DL
-// Scale 2^(b-127) times units: their exponents grow; zeros stay.
-struct Fold {
-  __m512i exponents;  // (b - 127) << 7 in both halves of each lane
-  explicit HWY_INLINE Fold(const uint8_t* scales) {
-    const __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
-    const __m512i both = _mm512_or_si512(b, _mm512_slli_epi32(b, 16));
-    exponents = _mm512_slli_epi16(_mm512_sub_epi16(both, _mm512_set1_epi16(127)), 7);
-  }
-  HWY_INLINE V16 apply(V16 units) const {
-    const __m512i u = _mm512_castps_si512(units.v[0].raw);
-    const __mmask32 some = _mm512_test_epi16_mask(u, _mm512_set1_epi16(0x7fff));
-    return V16{{VF{_mm512_castsi512_ps(_mm512_mask_add_epi16(u, some, u, exponents))}}};
-  }
-};
-#else
-struct Fold {
-  explicit HWY_INLINE Fold(const uint8_t*) {}
-  HWY_INLINE V16 apply(V16 units) const { return units; }
-};
-#endif
-
 // One block of a tile as units in the order of its lines, [pair of groups][unit][group of the pair][32 rows],
 // and its scales [groups][32 rows] unless they are folded in. Memory `ahead` bytes on is requested early.
 constexpr int64_t kUnitStep = 2 * kTileRows, kBlockFloats = kTileUnits * kTileRows;
@@ -55,11 +33,13 @@ template <class F, bool kFold>
 HWY_INLINE void decode(const Tiles& w, const uint8_t* block, int64_t ahead, float* units, float* scales) {
   constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
   constexpr int kSteps = F::kGroup / kUnitValues / F::kLineUnits;
-  constexpr int kScales = static_cast<int>(block_scales(F::kFormat));
   const uint8_t* line = block;
-  for (int pair = 0; pair < kGroups; pair += 2) {
-    const auto scale_at = [&](int part) { return F::scales(block, (pair + part / 2) * kScales / kGroups, part % 2); };
-    const Fold fold[4] = {Fold(scale_at(0)), Fold(scale_at(1)), Fold(scale_at(2)), Fold(scale_at(3))};
+  typename F::template Scales<kFold> scale(block, w.global_scale);
+  for (int pair = 0; pair < kGroups; pair += 2, scale.template advance<2>()) {
+    typename F::Fold fold[4];
+    if constexpr (kFold) {
+      for (int part = 0; part < 4; ++part) fold[part].set(scale.bytes(part / 2, part % 2));
+    }
     for (int s = 0; s < kSteps; ++s, units += F::kLineUnits * kUnitStep) {
       DSV4_UNROLL
       for (int part = 0; part < 4; ++part, line += kLineBytes) {
@@ -67,14 +47,18 @@ HWY_INLINE void decode(const Tiles& w, const uint8_t* block, int64_t ahead, floa
         typename F::Codes codes = F::load(line);
         DSV4_UNROLL
         for (int i = 0; i < F::kLineUnits; ++i) {
-          const V16 unit = F::take(codes, i);
-          store16(kFold ? fold[part].apply(unit) : unit, units + i * kUnitStep + part * kHalfRows);
+          float* to = units + i * kUnitStep + part * kHalfRows;
+          if constexpr (kFold) {
+            store16(F::take(codes, i, fold[part]), to);
+          } else {
+            store16(F::take(codes, i), to);
+          }
         }
       }
     }
     if constexpr (!kFold) {
       for (int part = 0; part < 4; ++part, scales += kHalfRows) {
-        store16(F::scale(block, pair + part / 2, part % 2, w.global_scale), scales);
+        store16(scale.take(part / 2, part % 2), scales);
       }
     }
   }
@@ -102,6 +86,7 @@ struct MicroArgs {
   float* out;           // [rows][out_stride]
   int64_t out_stride;
   int groups, group_units;
+  bool first;  // block of K: `out` has nothing yet. Only where kTotalsStay; elsewhere it has zeros
 };
 
 constexpr int64_t kScaleFloats = kMaxGroups * kTileRows;
@@ -123,7 +108,7 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
     DSV4_UNROLL
     for (size_t r = 0; r < kR; ++r) {
       DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) total[r][c] = hn::LoadU(df, out(r, c));
+      for (size_t c = 0; c < kC; ++c) total[r][c] = a.first ? hn::Zero(df) : hn::LoadU(df, out(r, c));
     }
   }
   for (int g = 0; g < a.groups; ++g) {
@@ -140,7 +125,7 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
       for (size_t c = 0; c < kC; ++c) value[c] = column(w, a.w_tile, c);
       DSV4_UNROLL
       for (size_t r = 0; r < kR; ++r) {
-        const VF xr = hn::Set(df, x[r]);
+        const VF xr = broadcast(x + r);
         DSV4_UNROLL
         for (size_t c = 0; c < kC; ++c) acc[r][c] = dot(xr, value[c], acc[r][c]);
       }
@@ -215,7 +200,8 @@ void multiply_strip(const Tiles& w, size_t tiles, int64_t b, const float* x, int
                                   .out = out + (first + r) * columns + c,
                                   .out_stride = columns,
                                   .groups = kGroups,
-                                  .group_units = F::kGroup / kUnitValues});
+                                  .group_units = F::kGroup / kUnitValues,
+                                  .first = b == 0});
       }
       r += rows;
     }
@@ -229,7 +215,7 @@ void gemm_as(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_
   constexpr int64_t kBytes = block_bytes(F::kFormat);
   const int64_t columns = tiles * kTileRows;
   float* scales = decoded + kStrip * kBlockFloats;
-  memset(out, 0, static_cast<size_t>(n * columns) * sizeof(float));
+  if (!kTotalsStay) memset(out, 0, static_cast<size_t>(n * columns) * sizeof(float));
   for (int64_t b = 0; b < w.blocks(); ++b) {
     for (int64_t t = 0; t < tiles; t += static_cast<int64_t>(kStrip)) {
       const size_t strip = static_cast<size_t>(std::min(static_cast<int64_t>(kStrip), tiles - t));

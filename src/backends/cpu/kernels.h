@@ -33,6 +33,8 @@ struct LinearKernels {
   // BF16 -> act8 -> dequantised, or BF16 as it is; [K] -> [Kp / unit_values] units, zero-padded.
   void (*expand_act8)(const bf16* x, int64_t K, float* out);
   void (*expand_bf16)(const bf16* x, int64_t K, float* out);
+  // [rows][stride] -> [n][rows]; n is a multiple of 4.
+  void (*transpose)(const float* x, int64_t stride, int64_t rows, int64_t n, float* out);
   void (*round_bf16)(const float* x, int64_t n, bf16* out);
   // h = BF16(silu(min(BF16 a, limit)) * clamp(BF16 u, +-limit) * weight)
   void (*swiglu)(const float* a, const float* u, int64_t n, float limit, float weight, bf16* h);

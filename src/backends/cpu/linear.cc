@@ -3,6 +3,7 @@
 
 #include "backends/cpu/multiply.h"
 #include "backends/cpu/ops.h"
+#include "backends/cpu/shares.h"
 #include "ops/check.h"
 
 namespace dsv4::cpu {
@@ -15,16 +16,33 @@ struct Job {
   Output to;
 };
 
-void run_jobs(Core& c, const Job* jobs, int64_t count, int worker, float* scratch) {
-  const WorkerScratch s(scratch, worker);
-  for (int64_t i = 0; i < count; ++i) {
-    const Job& job = jobs[i];
-    multiply_range(c.kernels.linear, *job.w, split_range(job.w->tiles(), c.pool.threads(), worker), *job.x,
-                   s.decoded, s.out,
-                   [&](int64_t row, int64_t n, int64_t tile, int64_t tiles, const float* result) {
-                     store_result(c.kernels.linear, job.to, *job.w, row, n, tile, tiles, result);
-                   });
-  }
+// Units of a share are tiles: the owner's of the first job, of the second, ...
+Status run_jobs(Core& c, Workspace::Scope& scope, float* scratch, const Job* jobs, int64_t count) {
+  const int threads = c.pool.threads();
+  DSV4_ASSIGN(const Shares shares, Shares::make(scope, threads));
+  const auto owned = [&](int64_t i, int owner) { return split_range(jobs[i].w->tiles(), threads, owner); };
+  const auto size = [&](int owner) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < count; ++i) n += owned(i, owner).end - owned(i, owner).begin;
+    return n;
+  };
+  c.pool.run([&](int worker) {
+    const WorkerScratch s(scratch, worker);
+    shares.work(worker, piece_step(jobs[0].x->rows), size, [&](int owner, IndexRange piece) {
+      for (int64_t i = 0; i < count; ++i) {
+        const Job& job = jobs[i];
+        const IndexRange own = owned(i, owner);
+        const int64_t n = own.end - own.begin;
+        const IndexRange here = {own.begin + std::max<int64_t>(piece.begin, 0), own.begin + std::min(piece.end, n)};
+        piece = {piece.begin - n, piece.end - n};
+        multiply_range(c.kernels.linear, *job.w, here, *job.x, s.decoded, s.out,
+                       [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles, const float* result) {
+                         store_result(c.kernels.linear, job.to, *job.w, row, rows, tile, tiles, result);
+                       });
+      }
+    });
+  });
+  return {};
 }
 
 }  // namespace
@@ -59,24 +77,23 @@ Status linear_stack(OpContext& ctx, const LinearStackArgs& a) {
   DSV4_ASSIGN(act8.data, scope.take<float>(any_act8 ? act8.units() : 0));
   DSV4_ASSIGN(plain.data, scope.take<float>(any_plain ? plain.units() : 0));
 
-  auto fill = [&](IndexRange items, float* temp) {
+  auto fill = [&](IndexRange items, float* rows) {
     const auto row = [&](int64_t t) { return a.x + t * a.K; };
     for (int64_t i = items.begin; i < items.end; ++i) {
-      if (any_act8) act8.fill(i, row, temp);
-      if (any_plain) plain.fill(i, row, temp);
+      if (any_act8) act8.fill(i, row, rows);
+      if (any_plain) plain.fill(i, row, rows);
     }
   };
   // A short input is filled faster than workers meet.
-  constexpr int64_t kShort = 16 * kChunk;
+  constexpr int64_t kShort = 16384;
   const bool alone = plain.rows * plain.padded() <= kShort;
-  if (alone) fill({0, plain.items()}, WorkerScratch(scratch, 0).row);
+  if (alone) fill({0, plain.items()}, WorkerScratch(scratch, 0).rows);
   if (!alone) {
     c.pool.run([&](int worker) {
-      fill(split_range(plain.items(), c.pool.threads(), worker), WorkerScratch(scratch, worker).row);
+      fill(split_range(plain.items(), c.pool.threads(), worker), WorkerScratch(scratch, worker).rows);
     });
   }
-  c.pool.run([&](int worker) { run_jobs(c, jobs.data(), a.n, worker, scratch); });
-  return {};
+  return run_jobs(c, scope, scratch, jobs.data(), a.n);
 }
 
 Status linear(OpContext& ctx, const LinearArgs& a) {
@@ -105,18 +122,17 @@ Status grouped_linear(OpContext& ctx, const GroupedLinearArgs& a) {
     const IndexRange items = split_range(a.G * x.items(), c.pool.threads(), worker);
     for (int64_t i = items.begin; i < items.end; ++i) {
       const int64_t g = i / x.items();
-      group(g).fill(i % x.items(), [&](int64_t t) { return a.x + (t * a.G + g) * K; }, s.row);
+      group(g).fill(i % x.items(), [&](int64_t t) { return a.x + (t * a.G + g) * K; }, s.rows);
     }
   });
-  c.pool.run([&](int worker) {
-    for (int64_t g = 0; g < a.G; ++g) {
-      const Tiles& m = w.matrices[static_cast<size_t>(g)];
-      const Panels p = group(g);
-      const Job job{&m, &p, {.y = a.y, .stride = a.w.rows, .column = g * m.rows}};
-      run_jobs(c, &job, 1, worker, scratch);
-    }
-  });
-  return {};
+  DSV4_ASSIGN(Panels* panels, scope.take<Panels>(a.G));
+  DSV4_ASSIGN(Job* jobs, scope.take<Job>(a.G));
+  for (int64_t g = 0; g < a.G; ++g) {
+    const Tiles& m = w.matrices[static_cast<size_t>(g)];
+    panels[g] = group(g);
+    jobs[g] = {&m, &panels[g], {.y = a.y, .stride = a.w.rows, .column = g * m.rows}};
+  }
+  return run_jobs(c, scope, scratch, jobs, a.G);
 }
 
 }  // namespace dsv4::cpu

@@ -18,58 +18,100 @@
 HWY_BEFORE_NAMESPACE();
 namespace dsv4::cpu::HWY_NAMESPACE {
 
-// One tile times one row of x. The chains of two groups and both halves of the tile run side by side, which
-// is the order of the lines in memory; without pairs of K, those of four groups, to cover the latency.
-template <class F>
-void gemv(const Tiles& w, int64_t tile, const float* x, float* out) {
+// Rows that gemv takes at once: without pairs the registers suffice for one.
+constexpr int64_t kGemvRows = kUnitValues == 2 ? 4 : 1;
+// Rows up to which it is faster than decoding a block first. BF16 needs no decoding.
+constexpr int64_t most_gemv_rows(WeightFormat format) {
+  return kGemvRows == 1 || format == WeightFormat::kBf16 ? kGemvRows : kPanelRows;
+}
+
+// One tile times kRowsAtOnce rows of x, whose units lie side by side, a step of K x_stride apart. The chains of
+// two groups and both halves of the tile run side by side, which is the order of the lines in memory;
+// without pairs of K, those of four groups where there is one row, to cover the latency.
+template <class F, bool kFold, int kRowsAtOnce>
+void gemv(const Tiles& w, int64_t tile, const float* x, int64_t x_stride, float* out, int64_t out_stride) {
   constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
-  constexpr int kSide = kParts == 1 && kUnitValues == 1 ? 4 : 2;
+  constexpr int kSide = kParts == 1 && kUnitValues == 1 && kRowsAtOnce == 1 ? 4 : 2;
   constexpr int kGroupUnits = F::kGroup / kUnitValues;
   constexpr int kSteps = kGroupUnits / F::kLineUnits;  // lines of a group
+  constexpr int64_t kStepBytes = 4 * kLineBytes;       // of a pair of groups
   constexpr int64_t kBytes = block_bytes(F::kFormat);
   constexpr int64_t kScaleBytes = kBytes - block_value_bytes(F::kFormat);
   const uint8_t* block = w.data + tile * w.tile_bytes();
-  V16 total[2] = {set16(0.0f), set16(0.0f)};
-  for (int64_t b = w.blocks(); b > 0; --b, block += kBytes, x += kTileUnits) {
-    for (int first = 0; first < kGroups; first += kSide) {
-      V16 acc[kSide][2];
+  constexpr size_t kR = static_cast<size_t>(kRowsAtOnce), kG = static_cast<size_t>(kSide);
+  V16 total[2][kR];
+  DSV4_UNROLL
+  for (int r = 0; r < kRowsAtOnce; ++r) total[0][r] = total[1][r] = set16(0.0f);
+  for (int64_t b = w.blocks(); b > 0; --b, block += kBytes) {
+    typename F::template Scales<kFold> scales(block, w.global_scale);
+    const uint8_t* lines = block;
+    for (int first = 0; first < kGroups; first += kSide, scales.template advance<kSide>()) {
+      V16 acc[kG][2][kR];
       DSV4_UNROLL
-      for (int g = 0; g < kSide; ++g) acc[g][0] = acc[g][1] = set16(0.0f);
-      for (int s = 0; s < kSteps; ++s) {
-        typename F::Codes codes[kSide][2];
+      for (int g = 0; g < kSide; ++g) {
+        DSV4_UNROLL
+        for (int r = 0; r < kRowsAtOnce; ++r) acc[g][0][r] = acc[g][1][r] = set16(0.0f);
+      }
+      for (int s = 0; s < kSteps; ++s, lines += kStepBytes, x += F::kLineUnits * x_stride) {
         DSV4_UNROLL
         for (int g = 0; g < kSide; ++g) {
-          const uint8_t* lines = block + line_at(F::kFormat, (first + g) * kSteps + s, 0);
+          typename F::Codes codes[2];
           DSV4_UNROLL
           for (int half = 0; half < 2; ++half) {
-            codes[g][half] = F::load(lines + half * kLineBytes);
-            prefetch(lines + half * kLineBytes + F::kAhead, kLineBytes);
+            const uint8_t* line = lines + line_at(F::kFormat, g * kSteps, half);
+            codes[half] = F::load(line);
+            prefetch(line + F::kAhead, kLineBytes);
           }
-        }
-        DSV4_UNROLL
-        for (int i = 0; i < F::kLineUnits; ++i) {
           DSV4_UNROLL
-          for (int g = 0; g < kSide; ++g) {
-            const float unit = x[(first + g) * kGroupUnits + s * F::kLineUnits + i];
+          for (int i = 0; i < F::kLineUnits; ++i) {
+            const V16 weights[2] = {F::take(codes[0], i), F::take(codes[1], i)};
             DSV4_UNROLL
-            for (int half = 0; half < 2; ++half) {
-              acc[g][half] = dot16(F::take(codes[g][half], i), unit, acc[g][half]);
+            for (int r = 0; r < kRowsAtOnce; ++r) {
+              const VF unit = broadcast(x + (g * kGroupUnits + i) * x_stride + r);
+              DSV4_UNROLL
+              for (int half = 0; half < 2; ++half) acc[g][half][r] = dot16(weights[half], unit, acc[g][half][r]);
             }
           }
         }
       }
+      lines += (kSide / 2 - 1) * kSteps * kStepBytes;
+      x += (kSide - 1) * kGroupUnits * x_stride;
       DSV4_UNROLL
       for (int g = 0; g < kSide; ++g) {
         DSV4_UNROLL
         for (int half = 0; half < 2; ++half) {
-          total[half] = fma16(acc[g][half], F::scale(block, first + g, half, w.global_scale), total[half]);
+          const V16 scale = scales.take(g, half);
+          DSV4_UNROLL
+          for (int r = 0; r < kRowsAtOnce; ++r) total[half][r] = fma16(acc[g][half][r], scale, total[half][r]);
         }
       }
     }
     prefetch(block + kBytes - kScaleBytes + F::kAhead, kScaleBytes);
   }
-  store16(total[0], out);
-  store16(total[1], out + kHalfRows);
+  DSV4_UNROLL
+  for (int r = 0; r < kRowsAtOnce; ++r, out += out_stride) {
+    store16(total[0][r], out);
+    store16(total[1][r], out + kHalfRows);
+  }
+}
+
+// n rows of x, which are a panel, tile by tile: what a second pass needs is in a cache.
+template <class F, bool kFold>
+void gemv_rows(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* out) {
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int64_t r = 0; r < n;) {
+      const int64_t passes = ceil_div(n - r, kGemvRows), rows = ceil_div(n - r, passes);
+      float* to = out + (r * tiles + t) * kTileRows;
+      const int64_t stride = tiles * kTileRows;
+      if (rows == 1) gemv<F, kFold, 1>(w, tile + t, x + r, n, to, stride);
+      if constexpr (kGemvRows > 1) {
+        if (rows == 2) gemv<F, kFold, 2>(w, tile + t, x + r, n, to, stride);
+        if (rows == 3) gemv<F, kFold, 3>(w, tile + t, x + r, n, to, stride);
+        if (rows == 4) gemv<F, kFold, 4>(w, tile + t, x + r, n, to, stride);
+      }
+      r += rows;
+    }
+  }
 }
 
 // FP32 weights cannot be BF16 pairs: one tile times one row, whose units are x_stride apart, each value
@@ -118,8 +160,12 @@ void multiply_f32(const Tiles& w, int64_t tile, int64_t tiles, const float* x, i
 template <class F>
 void multiply_as(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* decoded,
                  float* out) {
-  if (n == 1) {
-    for (int64_t t = 0; t < tiles; ++t) gemv<F>(w, tile + t, x, out + t * kTileRows);
+  if (n <= most_gemv_rows(F::kFormat)) {
+    if (F::kFormat == WeightFormat::kMxfp4 && w.scales_fold) {
+      gemv_rows<F, true>(w, tile, tiles, x, n, out);
+    } else {
+      gemv_rows<F, false>(w, tile, tiles, x, n, out);
+    }
   } else {
     gemm<F>(w, tile, tiles, x, n, decoded, out);
   }
@@ -236,6 +282,30 @@ void expand_bf16(const bf16* x, int64_t K, float* out) {
 }
 #endif
 
+void transpose(const float* x, int64_t stride, int64_t rows, int64_t n, float* out) {
+  int64_t done = 0;  // rows
+#if HWY_TARGET != HWY_SCALAR
+  const hn::Full128<float> d;
+  for (; done + 4 <= rows; done += 4) {
+    const float* from = x + done * stride;
+    float* to = out + done;
+    for (int64_t i = 0; i + 4 <= n; i += 4, from += 4, to += 4 * rows) {
+      const auto a = hn::LoadU(d, from), b = hn::LoadU(d, from + stride);
+      const auto e = hn::LoadU(d, from + 2 * stride), f = hn::LoadU(d, from + 3 * stride);
+      const auto ab = hn::InterleaveLower(d, a, b), AB = hn::InterleaveUpper(d, a, b);
+      const auto ef = hn::InterleaveLower(d, e, f), EF = hn::InterleaveUpper(d, e, f);
+      hn::StoreU(hn::ConcatLowerLower(d, ef, ab), d, to);
+      hn::StoreU(hn::ConcatUpperUpper(d, ef, ab), d, to + rows);
+      hn::StoreU(hn::ConcatLowerLower(d, EF, AB), d, to + 2 * rows);
+      hn::StoreU(hn::ConcatUpperUpper(d, EF, AB), d, to + 3 * rows);
+    }
+  }
+#endif
+  for (; done < rows; ++done) {
+    for (int64_t i = 0; i < n; ++i) out[i * rows + done] = x[done * stride + i];
+  }
+}
+
 void round_bf16_array(const float* x, int64_t n, bf16* out) {
   int64_t i = 0;
   for (; i + static_cast<int64_t>(kLanes) <= n; i += static_cast<int64_t>(kLanes)) {
@@ -276,6 +346,7 @@ LinearKernels linear_table() {
           .multiply = multiply,
           .expand_act8 = expand_act8,
           .expand_bf16 = expand_bf16,
+          .transpose = transpose,
           .round_bf16 = round_bf16_array,
           .swiglu = swiglu,
           .add_rounded = add_rounded};

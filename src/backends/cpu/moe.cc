@@ -4,6 +4,7 @@
 
 #include "backends/cpu/multiply.h"
 #include "backends/cpu/ops.h"
+#include "backends/cpu/shares.h"
 #include "base/str.h"
 
 namespace dsv4::cpu {
@@ -94,11 +95,11 @@ Status make_plan(const LinearKernels& kernels, const MoeArgs& a, Workspace::Scop
                      a.T);
 }
 
-// h = silu(w1 x) * (w3 x) * routing weight, for this worker's rows of w1 and w3.
-void run_up(Core& c, const Plan& plan, const Segment& s, float limit, int worker, const WorkerScratch& scratch) {
+// h = silu(w1 x) * (w3 x) * routing weight, for `range` of w1's and w3's tiles.
+void run_up(Core& c, const Plan& plan, const Segment& s, float limit, IndexRange range, const WorkerScratch& scratch) {
   const LinearKernels& kernels = c.kernels.linear;
   multiply_range(
-      kernels, *s.w1, split_range(s.w1->tiles(), c.pool.threads(), worker), s.x, scratch.decoded, scratch.out,
+      kernels, *s.w1, range, s.x, scratch.decoded, scratch.out,
       [&](int64_t row, int64_t n, int64_t tile, int64_t tiles, const float* gate) {
         kernels.multiply(*s.w3, tile, tiles, s.x.at(row), n, scratch.decoded, scratch.out2);
         const int64_t columns = tiles * kTileRows;
@@ -179,7 +180,9 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   Core& c = core(ctx);
   Workspace::Scope scope(ctx.workspace);
   DSV4_ASSIGN(float* scratch, take_worker_scratch(scope, c.pool));
-  DSV4_ASSIGN(float* sums, scope.take<float>(c.pool.threads() * a.T * kPieceTiles * kTileRows));
+  // The more tiles in one go, the longer every expert's weights are read in the order of memory.
+  const int64_t sum_tiles = std::max(kPieceTiles, 64 / a.T);
+  DSV4_ASSIGN(float* sums, scope.take<float>(c.pool.threads() * a.T * sum_tiles * kTileRows));
   Plan plan;
   DSV4_TRY(make_plan(c.kernels.linear, a, scope, plan));
   const Segment& last = plan.segments[plan.count - 1];
@@ -192,12 +195,29 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
       int64_t item = i;
       const Segment& segment = locate(plan, item, &Segment::x_items);
       segment.x.fill(item,
-                     [&](int64_t r) { return a.x + plan.token[segment.first + r] * a.D; }, s.row);
+                     [&](int64_t r) { return a.x + plan.token[segment.first + r] * a.D; }, s.rows);
     }
   });
+  DSV4_ASSIGN(const Shares up, Shares::make(scope, threads));
+  DSV4_ASSIGN(const Shares down, Shares::make(scope, threads));
+  // Units of a share are tiles of w1: the owner's of the first segment, of the second, ...
+  const auto owned = [&](int64_t i, int owner) { return split_range(plan.segments[i].w1->tiles(), threads, owner); };
+  const auto up_size = [&](int owner) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < plan.count; ++i) n += owned(i, owner).end - owned(i, owner).begin;
+    return n;
+  };
   c.pool.run([&](int worker) {
     const WorkerScratch s(scratch, worker);
-    for (int64_t i = 0; i < plan.count; ++i) run_up(c, plan, plan.segments[i], a.limit, worker, s);
+    up.work(worker, piece_step(a.T), up_size, [&](int owner, IndexRange piece) {
+      for (int64_t i = 0; i < plan.count; ++i) {
+        const IndexRange own = owned(i, owner);
+        const int64_t n = own.end - own.begin;
+        run_up(c, plan, plan.segments[i], a.limit,
+               {own.begin + std::max<int64_t>(piece.begin, 0), own.begin + std::min(piece.end, n)}, s);
+        piece = {piece.begin - n, piece.end - n};
+      }
+    });
   });
   c.pool.run([&](int worker) {
     const WorkerScratch s(scratch, worker);
@@ -206,15 +226,19 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
       int64_t item = i;
       const Segment& segment = locate(plan, item, &Segment::h_items);
       segment.h.fill(item,
-                     [&](int64_t r) { return segment.hidden + r * segment.hidden_stride; }, s.row);
+                     [&](int64_t r) { return segment.hidden + r * segment.hidden_stride; }, s.rows);
     }
   });
   c.pool.run([&](int worker) {
     const WorkerScratch s(scratch, worker);
-    const IndexRange range = split_range(ceil_div(a.D, kTileRows), threads, worker);
-    for (int64_t t = range.begin; t < range.end; t += kPieceTiles) {
-      run_down(c, plan, a, t, std::min(kPieceTiles, range.end - t), sums + worker * a.T * kPieceTiles * kTileRows, s);
-    }
+    const auto own = [&](int owner) { return split_range(ceil_div(a.D, kTileRows), threads, owner); };
+    const auto size = [&](int owner) { return own(owner).end - own(owner).begin; };
+    down.work(worker, piece_step(a.T), size, [&](int owner, IndexRange piece) {
+      for (int64_t t = piece.begin; t < piece.end; t += sum_tiles) {
+        run_down(c, plan, a, own(owner).begin + t, std::min(sum_tiles, piece.end - t),
+                 sums + worker * a.T * sum_tiles * kTileRows, s);
+      }
+    });
   });
   return {};
 }

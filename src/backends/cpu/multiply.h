@@ -10,16 +10,16 @@ namespace dsv4::cpu {
 
 inline bool takes_act8(const Tiles& w) { return format_info(w.format).quantised_input; }
 
-// Floats of one worker's scratch: decoded weights, two results of a piece, one chunk of a row.
+// Floats of one worker's scratch: decoded weights, two results of a piece, one chunk of a panel's rows.
 inline constexpr int64_t kPieceFloats = kPieceRows * kPieceTiles * kTileRows;
-inline constexpr int64_t kChunk = 1024;  // values of K that one item of panel filling covers
-inline constexpr int64_t kWorkerFloats = kDecodeFloats + 2 * kPieceFloats + kChunk;
+inline constexpr int64_t kChunk = 512;  // values of K that one item of panel filling covers
+inline constexpr int64_t kWorkerFloats = kDecodeFloats + 2 * kPieceFloats + kPanelRows * kChunk;
 
 struct WorkerScratch {
-  float *decoded, *out, *out2, *row;
+  float *decoded, *out, *out2, *rows;
   WorkerScratch(float* base, int worker)
       : decoded(base + worker * kWorkerFloats), out(decoded + kDecodeFloats),
-        out2(out + kPieceFloats), row(out2 + kPieceFloats) {}
+        out2(out + kPieceFloats), rows(out2 + kPieceFloats) {}
 };
 
 inline Result<float*> take_worker_scratch(Workspace::Scope& scope, const ThreadPool& pool) {
@@ -43,19 +43,21 @@ struct Panels {
   int64_t items() const { return ceil_div(rows, kPanelRows) * chunks(); }
 
   template <class Row>
-  void fill(int64_t item, const Row& row, float* temp) const {
+  void fill(int64_t item, const Row& row, float* scratch) const {
     const int64_t first = item / chunks() * kPanelRows, k = item % chunks() * kChunk;
     const int64_t n = std::min(kPanelRows, rows - first), values = std::min(kChunk, K - k);
     const int64_t width = std::min(kChunk, padded() - k) / kernels->unit_values;
     float* panel = data + first * row_units() + k / kernels->unit_values * n;
     for (int64_t r = 0; r < n; ++r) {
-      float* to = n == 1 ? panel : temp;
+      float* to = n == 1 ? panel : scratch + r * kChunk;
       (act8 ? kernels->expand_act8 : kernels->expand_bf16)(row(first + r) + k, values, to);
-      if (n == 1) continue;
-      for (int64_t i = 0; i < width; ++i) panel[i * n + r] = temp[i];
     }
+    if (n > 1) kernels->transpose(scratch, kChunk, n, width, panel);
   }
 };
+
+// Tiles of a piece at least, where `rows` rows are multiplied: few rows are soon done.
+constexpr int64_t piece_step(int64_t rows) { return rows <= kPanelRows ? kPieceTiles / 2 : kPieceTiles; }
 
 // Calls sink(first_row, rows, first_tile, tiles, result) for pieces that cover all rows of x and
 // `range` of w's tiles; result is [rows][tiles * 32].

@@ -54,9 +54,8 @@ uint32_t nibbles_published(uint32_t w) {
   return ((even | even << 4) & 0x0f0f0f0f) | ((odd | odd << 4) & 0x0f0f0f0f) << 4;
 }
 
-// Codes 0 1 2 3 from the lowest byte -> 1 3 0 2.
-uint32_t codes_sorted(uint32_t w) { return (w >> 8 & 0xff) | (w >> 16 & 0xff00) | (w & 0xff) << 16 | (w & 0xff0000) << 8; }
-uint32_t codes_published(uint32_t w) { return (w >> 16 & 0xff) | (w & 0xff) << 8 | (w >> 8 & 0xff0000) | (w & 0xff00) << 16; }
+// Codes 0 1 2 3 from the lowest byte -> 1 0 3 2.
+uint32_t codes_swapped(uint32_t w) { return (w & 0x00ff00ff) << 8 | (w >> 8 & 0x00ff00ff); }
 
 constexpr int64_t kWord = 4;  // bytes of a row in a line
 
@@ -68,7 +67,11 @@ void interleave(WeightFormat format, const uint8_t* const* rows, const Change& c
       uint32_t word;
       memcpy(&word, rows[r] + line * kWord, sizeof word);
       word = change(word);
-      memcpy(out + line_at(format, line, r / kHalfRows) + r % kHalfRows * kWord, &word, sizeof word);
+      uint8_t* to = out + line_at(format, line, r / kHalfRows);
+      for (int64_t upper = 0; upper < 2; ++upper) {
+        const uint16_t half = static_cast<uint16_t>(word >> upper * 16);
+        memcpy(to + word_half_at(format, r % kHalfRows, upper), &half, sizeof half);
+      }
     }
   }
 }
@@ -122,7 +125,7 @@ PackedBlock pack_block(const Tiles& t, const Published& source, int64_t first_ro
   switch (t.format) {
     case WeightFormat::kMxfp4:
     case WeightFormat::kNvfp4: interleave(t.format, rows, nibbles_sorted, out); break;
-    case WeightFormat::kFp8Tile128: interleave(t.format, rows, codes_sorted, out); break;
+    case WeightFormat::kFp8Tile128: interleave(t.format, rows, codes_swapped, out); break;
     case WeightFormat::kBf16: interleave(t.format, rows, halves_swapped, out); break;
     case WeightFormat::kF32:
     case WeightFormat::kI32: interleave(t.format, rows, std::identity(), out); break;
@@ -139,7 +142,7 @@ PackedBlock pack_block(const Tiles& t, const Published& source, int64_t first_ro
       const uint8_t scale = from && at < source.scale_row ? from[at] : powers ? 127 : 0;
       if (!powers && is_nan_code(scale)) found.nan_row = row;
       found.scales_fold &= powers && folds(scale);
-      out[values + s * kTileRows + r] = scale;
+      out[scale_at(t.format, s, r)] = scale;
     }
   }
   return found;
@@ -156,17 +159,22 @@ void unpack_tile(const Tiles& t, int64_t first_row, int64_t tile, uint8_t* value
       uint8_t* to = values + row * layout.row_bytes + b * k_bytes;
       const int64_t here = std::min(k_bytes, layout.row_bytes - b * k_bytes);
       for (int64_t i = 0; i < here; i += kWord) {
+        const uint8_t* line = block + line_at(t.format, i / kWord, r / kHalfRows);
         uint32_t word = 0;
-        memcpy(&word, block + line_at(t.format, i / kWord, r / kHalfRows) + r % kHalfRows * kWord, sizeof word);
+        for (int64_t upper = 0; upper < 2; ++upper) {
+          uint16_t half;
+          memcpy(&half, line + word_half_at(t.format, r % kHalfRows, upper), sizeof half);
+          word |= static_cast<uint32_t>(half) << upper * 16;
+        }
         if (info.bits == 4) word = nibbles_published(word);
-        if (t.format == WeightFormat::kFp8Tile128) word = codes_published(word);
+        if (t.format == WeightFormat::kFp8Tile128) word = codes_swapped(word);
         if (t.format == WeightFormat::kBf16) word = halves_swapped(word);
         memcpy(to + i, &word, static_cast<size_t>(std::min(kWord, here - i)));
       }
       const int64_t count = scales ? block_scales(t.format) : 0;
       for (int64_t s = 0; s < count && b * count + s < layout.scale_row; ++s) {
         scales[row / layout.rows_per_scale * layout.scale_row + b * count + s] =
-            block[value_bytes + s * kTileRows + r];
+            block[scale_at(t.format, s, r)];
       }
     }
   }

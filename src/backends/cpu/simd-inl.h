@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "formats/bf16.h"
 
@@ -95,10 +96,18 @@ inline constexpr int kUnitValues = 1;
 HWY_INLINE VF dot(VF a, VF b, VF c) { return hn::MulAdd(a, b, c); }
 #endif
 
-HWY_INLINE V16 dot16(const V16& a, float unit, const V16& c) {
+// A unit in every lane. As an integer: Zen 4 broadcasts those while it loads them, but a float through the
+// ports of permutations.
+HWY_INLINE VF broadcast(const float* unit) {
+  uint32_t bits;
+  memcpy(&bits, unit, sizeof bits);
+  return hn::BitCast(DF(), hn::Set(DU(), bits));
+}
+
+HWY_INLINE V16 dot16(const V16& a, VF unit, const V16& c) {
   V16 r;
   DSV4_UNROLL
-  for (size_t i = 0; i < kParts; ++i) r.v[i] = dot(hn::Set(DF(), unit), a.v[i], c.v[i]);
+  for (size_t i = 0; i < kParts; ++i) r.v[i] = dot(unit, a.v[i], c.v[i]);
   return r;
 }
 

@@ -4,16 +4,19 @@
 //
 // A line of 64 bytes holds some values of K for 16 rows, so a tile has an upper and a lower half:
 //   MXFP4, NVFP4  [16 rows] u32: 8 nibbles of K (below)
-//   FP8           [16 rows] u32: 4 codes of K, second, fourth, first, third from the lowest byte up
+//   FP8           [4] of [2] of [4 rows] u16: 2 codes of K, the first in the high byte
 //   BF16          [16 rows] u32: 2 values of K, high half first
 //   F32           [16 rows]
 // Lines lie as `gemv` reads them, which is with two groups of K side by side: pair of groups, line of
-// the group, group of the pair, half of the tile. Then come the block's scales:
-//   MXFP4 [4] x [32 rows] UE8M0, NVFP4 [8] x [32 rows] E4M3, FP8 [32 rows] UE8M0
+// the group, group of the pair, half of the tile. Then come the block's scales, so that they need few
+// instructions on their way to lanes of 32 bits:
+//   MXFP4  [2 halves][16 rows] u32: 4 UE8M0, the first in the lowest byte
+//   NVFP4  [4 pairs of groups][2 halves][16 rows] u16: 2 E4M3, the first in the high byte
+//   FP8    [32 rows] UE8M0
 //
 // Nibbles: values 0 2 4 6 lie in the high half of the word, 1 3 5 7 in the low half, both from the lowest
 // nibble up, so that a shift by 4j brings values 2j and 2j+1 to the bottom of the two halves. The codes of
-// FP8 lie so that the even bytes are a pair of K, and the odd bytes.
+// FP8 lie so that interleaving the bytes of two lines within 16 makes words of consecutive rows.
 // Rows and K are padded with zeros up to whole tiles and blocks. A FP8 scale is kept per row because
 // the groups of a grouped linear need not begin at a multiple of 128 rows.
 #pragma once
@@ -59,6 +62,11 @@ constexpr int64_t line_at(WeightFormat format, int64_t line, int64_t half) {
   return ((group / 2 * steps + line % steps) * 4 + group % 2 * 2 + half) * kLineBytes;
 }
 
+// Where in a line the lower and upper 16 bits of a row's word of 32 lie.
+constexpr int64_t word_half_at(WeightFormat format, int64_t row, int64_t upper) {
+  return format == WeightFormat::kFp8Tile128 ? row / 4 * 16 + upper * 8 + row % 4 * 2 : row * 4 + upper * 2;
+}
+
 // Scale bytes per row of a block.
 constexpr int64_t block_scales(WeightFormat format) {
   switch (format) {
@@ -71,6 +79,14 @@ constexpr int64_t block_scales(WeightFormat format) {
 
 constexpr int64_t block_bytes(WeightFormat format) {
   return block_value_bytes(format) + block_scales(format) * kTileRows;
+}
+
+// Where in a block the row's scale number `index` lies.
+constexpr int64_t scale_at(WeightFormat format, int64_t index, int64_t row) {
+  int64_t at = row;
+  if (format == WeightFormat::kMxfp4) at = row * 4 + index;
+  if (format == WeightFormat::kNvfp4) at = (index / 2 * kTileRows + row) * 2 + 1 - index % 2;
+  return block_value_bytes(format) + at;
 }
 
 // One matrix [rows, cols] in this layout.

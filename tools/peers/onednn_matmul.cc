@@ -1,0 +1,75 @@
+// Matrix products of oneDNN in BF16 at the shapes of `dsv4 bench ops`, for docs/BENCHMARKS.md. Not part of the
+// build. With Debian's libdnnl-dev:
+//   g++ -O2 -std=c++20 onednn_matmul.cc -ldnnl
+//   OMP_NUM_THREADS=2 ./a.out [NAME [ROWS]]
+// Weights lie in oneDNN's own layout and go round in copies that exceed the cache.
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <oneapi/dnnl/dnnl.hpp>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+struct Case {
+  const char* name;
+  int64_t rows, cols;  // of the weight
+};
+
+// BF16 between 1/2 and 2 and their negatives.
+void fill(const dnnl::memory& m) {
+  auto* to = static_cast<uint16_t*>(m.get_data_handle());
+  std::minstd_rand random(1);
+  for (size_t i = 0; i < m.get_desc().get_size() / 2; ++i) to[i] = static_cast<uint16_t>((random() & 0x80ff) | 0x3f00);
+}
+
+double microseconds(const dnnl::engine& engine, const Case& c, int64_t tokens) {
+  using dnnl::memory;
+  dnnl::stream stream(engine);
+  const memory::desc x({tokens, c.cols}, memory::data_type::bf16, memory::format_tag::ab);
+  const memory::desc w({c.cols, c.rows}, memory::data_type::bf16, memory::format_tag::any);
+  const memory::desc y({tokens, c.rows}, memory::data_type::bf16, memory::format_tag::ab);
+  const dnnl::matmul::primitive_desc chosen(dnnl::matmul::desc(x, w, y), engine);
+  const dnnl::matmul product(chosen);
+  memory input(x, engine), output(y, engine);
+  fill(input);
+  std::vector<memory> weights;
+  for (int64_t bytes = 0; bytes < 96 << 20 || weights.size() < 2; bytes += c.rows * c.cols * 2) {
+    fill(weights.emplace_back(chosen.weights_desc(), engine));
+  }
+  std::vector<double> us;
+  double seconds = 0.0;
+  for (size_t i = 0; us.size() < 5 || seconds < 0.4; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    product.execute(stream, {{DNNL_ARG_SRC, input}, {DNNL_ARG_WEIGHTS, weights[i % weights.size()]}, {DNNL_ARG_DST, output}});
+    stream.wait();
+    const double s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    if (i < 2) continue;  // warm-up
+    us.push_back(s * 1e6);
+    seconds += s;
+  }
+  std::sort(us.begin(), us.end());
+  return us[us.size() / 2];
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  const Case cases[] = {{"expert w1", 2048, 4096}, {"expert w2", 4096, 2048}, {"wq_b", 32768, 1024},
+                        {"wo_b", 4096, 8192},      {"head / 8", 16160, 4096}};
+  for (const Case& c : cases) {
+    if (argc > 1 && std::string(c.name).find(argv[1]) == std::string::npos) continue;
+    for (int64_t tokens : {1, 256}) {
+      if (argc > 2 && tokens != std::atoi(argv[2])) continue;
+      const double us = microseconds(engine, c, tokens);
+      const double products = static_cast<double>(c.rows) * static_cast<double>(c.cols);
+      std::printf("%-10s [%ld, %ld] BF16  rows %3ld  %10.1f us  %7.2f GB/s  %8.1f GFLOP/s\n", c.name, c.rows, c.cols,
+                  tokens, us, 2e-3 * products / us, 2e-3 * products * static_cast<double>(tokens) / us);
+    }
+  }
+}
