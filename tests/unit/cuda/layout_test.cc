@@ -15,14 +15,14 @@ namespace {
 
 constexpr int kLanes = 32;
 
-// Rows and elements of K of a group of 32 that lane `lane` multiplies: in step s, register reg of the A operand of
-// m16n8k16, half of it. K within a step is permuted, for weights and tokens alike: a lane has four in a row.
+// Row and element of K of a group of 32 that lane `lane` has in half `half` of register `reg` of the A operand of
+// m16n8k16 in step s, by the instruction's definition.
 struct RowK {
   int row, k;
 };
 RowK a_element(int lane, int s, int reg, int half) {
   const int g = lane / 4, t = lane % 4;
-  return {g + reg % 2 * 8, 16 * s + 4 * t + reg / 2 * 2 + half};
+  return {g + reg % 2 * 8, 16 * s + reg / 2 * 8 + 2 * t + half};
 }
 
 uint32_t word_at(const std::vector<uint8_t>& bytes, size_t at) {
@@ -102,13 +102,21 @@ TEST(Layout, E2m1BlocksBecomeTheOperandsOfTheirLanes) {
   }
 }
 
-TEST(Layout, Bf16BlocksMeetTheirInputInItsOwnOrder) {
+TEST(Layout, Bf16BlocksAreTheOperandsOfTheirLanes) {
+  std::vector<uint16_t> block(2048);
   for (int r = 0; r < kTileRows; ++r) {
-    for (int k = 0; k < kBlockK; ++k) {
-      // Lane 4 g + t reads 16 bytes of its row and of the input: elements 8 t .. 8 t + 7 of a group of 32.
-      const int lane = place_bf16(r, k).byte / 16 % kLanes;
-      EXPECT_EQ(lane, r % 8 * 4 + k % 32 / 8);
-      EXPECT_EQ(place_bf16(r, k).byte % 16, k % 8 * 2);
+    for (int k = 0; k < kBlockK; ++k) block[static_cast<size_t>(place_bf16(r, k).byte / 2)] = static_cast<uint16_t>(r * kBlockK + k);
+  }
+  for (int j = 0; j < 4; ++j) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int high = 0; high < 2; ++high) {
+        // 16 bytes of a row: both registers of the first step, then of the second.
+        const size_t at = static_cast<size_t>((j * 2 + high) * kLanes + lane) * 8;
+        for (int i = 0; i < 8; ++i) {
+          const RowK e = a_element(lane, i / 4, high + i / 2 % 2 * 2, i % 2);
+          EXPECT_EQ(block[at + static_cast<size_t>(i)], e.row * kBlockK + 32 * j + e.k);
+        }
+      }
     }
   }
 }

@@ -37,11 +37,6 @@ __device__ inline void copy_async_16_or_zero(void* shared, const void* global, b
                    static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
                "l"(global), "r"(present ? 16 : 0));
 }
-__device__ inline void copy_async_4_or_zero(void* shared, const void* global, bool present) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(present ? 4 : 0));
-}
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;"); }
 template <int N>
 __device__ inline void copy_async_wait() {
