@@ -1,6 +1,6 @@
 // The one matrix product of this backend: weights are the M operand (16 rows of a tile per warp), tokens the N operand
-// (8 or more), both as BF16 with their scales in them. That is exact: codes have four bits at most, scales are powers of two or
-// have four bits too. Whatever the number of tokens, each output is the same sum in the same order: one chain of MMAs
+// (8 or more), both as BF16 with their scales in them. That is exact: codes have four bits at most, scales are powers
+// of two or have four bits too. Whatever the number of tokens, each output is the same sum in the same order: one chain of MMAs
 // over a share of K, the shares added last; they are a function of the weight's shape alone.
 #pragma once
 
@@ -84,6 +84,7 @@ template <Product P>
 __device__ inline uint32_t code_factor(uint32_t scale) {
   return scale * 0x00800080u + kInPlace<P> * 0x00800080u;
 }
+
 // The A operands of both steps of group `j` of a block.
 template <Product P>
 __device__ inline void operands(const Block<P>& b, int j, uint32_t (&a)[2][4]) {
