@@ -23,6 +23,8 @@ struct CudaStream : Stream {
 
 inline cudaStream_t stream(OpContext& ctx) { return static_cast<CudaStream&>(ctx.stream).handle; }
 
+// Of a Hopper GPU: what grids are shaped for. The order of sums depends on it, so it is not asked for.
+inline constexpr int kProcessors = 132;
 inline constexpr int kMaxSharedBytes = 227 * 1024;  // of one block, sm_90
 
 // Shared memory above 48 KiB, a kernel's own arrays included, has to be asked for, once per kernel.

@@ -49,9 +49,11 @@ DSV4_HD constexpr int block_scale_bytes(WeightFormat f) {
   return f == WeightFormat::kMxfp4 ? 64 : f == WeightFormat::kNvfp4 ? 128 : 0;
 }
 
-// The largest UE8M0 scale that kernels can put into an operand (multiply.cuh: code_factor); no checkpoint is known to
-// come near it.
-DSV4_HD constexpr int largest_scale(WeightFormat f) { return f == WeightFormat::kMxfp4 ? 128 : 134; }
+// Codes whose bits were moved into BF16's places stand for value * 2^-n of this n.
+inline constexpr int kE4m3InPlace = 120, kE2m1InPlace = 126;
+// So the largest UE8M0 scale (value times 2^(scale - 127)) that one BF16 factor can bring back; no checkpoint is known
+// to come near it.
+DSV4_HD constexpr int largest_scale(WeightFormat f) { return 254 - (f == WeightFormat::kMxfp4 ? kE2m1InPlace : kE4m3InPlace); }
 
 // Where element (row r of 16, k of 128) of a block lies.
 struct Place {

@@ -76,10 +76,9 @@ __device__ inline void load_block(const Tile& tile, int block, Block<P>& b) {
   }
 }
 
-// Codes in place of BF16 are value * 2^-120 (E4M3) or 2^-126 (E2M1); this is what they are multiplied by for value *
-// 2^(scale - 127). Above largest_scale() it would overflow.
+// The factor that makes value * 2^(scale - 127) of a code in place, as a pair of BF16.
 template <Product P>
-inline constexpr uint32_t kInPlace = P == Product::kFp8 ? 120 : 126;
+inline constexpr uint32_t kInPlace = P == Product::kFp8 ? kE4m3InPlace : kE2m1InPlace;
 template <Product P>
 __device__ inline uint32_t code_factor(uint32_t scale) {
   return scale * 0x00800080u + kInPlace<P> * 0x00800080u;

@@ -19,13 +19,6 @@ constexpr int64_t kMaxRows = 32768;                    // of one grid
 // heads, which wins from about one row in 16 processors on, whatever the number of chunks. The result is the same.
 constexpr int64_t kManyShare = 16;
 
-Result<int> processor_count() {
-  int device = 0, count = 0;
-  DSV4_TRY(check(cudaGetDevice(&device), "current device"));
-  DSV4_TRY(check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "number of processors"));
-  return count;
-}
-
 template <int HM, int D>
 Status launch(OpContext& ctx, const AttentionParams& p, int64_t rows) {
   constexpr int kBytes = attention_shared_bytes<HM, D>();
@@ -41,15 +34,15 @@ Status launch(OpContext& ctx, const AttentionParams& p, int64_t rows) {
 template <int D>
 Status launch_heads(OpContext& ctx, const AttentionParams& p, int64_t rows) {
   // Few rows: more blocks of fewer heads. The result is the same.
-  const bool few = p.max_chunks * rows * ceil_div<int64_t>(p.a.H, 64) < 132;
+  const bool few = p.max_chunks * rows * ceil_div<int64_t>(p.a.H, 64) < kProcessors;
   return p.a.H <= 16 || few ? launch<16, D>(ctx, p, rows) : launch<64, D>(ctx, p, rows);
 }
 
 // Many rows: one block per processor.
-Status launch_many(OpContext& ctx, const AttentionParams& p, int64_t items, int processors) {
+Status launch_many(OpContext& ctx, const AttentionParams& p, int64_t items) {
   static_assert(many::kSharedBytes <= kMaxSharedBytes);
   DSV4_TRY(allow_shared(many::attention_many_kernel, many::kSharedBytes));
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, processors));
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, kProcessors));
   return enqueue(ctx, "attention_many_kernel", many::attention_many_kernel, dim3(blocks), many::kThreads, many::kSharedBytes, p,
                  static_cast<int>(items));
 }
@@ -71,8 +64,7 @@ Status attention_out(OpContext& ctx, const AttentionArgs& a, const RopeView& rop
                     .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(a.d)))};
   if (a.d == many::kDim && a.H % many::kHeads == 0) {
     const int64_t items = T * (a.H / many::kHeads);
-    DSV4_ASSIGN(const int processors, processor_count());
-    if (kManyShare * items >= processors) return launch_many(ctx, p, items, processors);
+    if (kManyShare * items >= kProcessors) return launch_many(ctx, p, items);
   }
   p.cluster = p.max_chunks > 1 && p.max_chunks <= kMaxChunksOfCluster;
   int64_t rows = std::min(T, kMaxRows);

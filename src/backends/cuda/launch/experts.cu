@@ -11,21 +11,46 @@
 #include "backends/cuda/device/many.cuh"
 #include "backends/cuda/device/quantise.cuh"
 #include "backends/cuda/launch/moe.h"
-#include "base/str.h"
 
 namespace dsv4::cuda {
 namespace {
 
 constexpr int kTiles = 8;  // of 16 rows per matrix and block
 constexpr int kPair = 2;   // tiles of a warp: w1 and w3, or two of w2
-constexpr int kShares = kExpertShares;
+constexpr int kShares = 2;  // of K
 constexpr int kUpRows = kTiles * kTileRows, kDownRows = kPair * kUpRows;
 static_assert(kUpRows == kBlockK);
-constexpr int kFew = 16;  // tokens of a task whose warps run free, at most
+constexpr int kFew = 16;             // tokens of a task whose warps run free, at most
+constexpr int kManyTaskTokens = 64;  // where experts have many tokens
 template <int N>
 constexpr int kShareSums = N * kTileRows;  // floats of one tile and share: [token][16 rows]
 template <int N>
 constexpr int kSumBytes = kTiles * kPair * kShares * kShareSums<N> * 4;
+
+__device__ Matrix at(const MatrixStack& s, int expert) {
+  Matrix m = s.first;
+  m.codes += expert * s.code_stride;
+  m.scales += expert * s.scale_stride;
+  m.global_scale = s.global_scales ? s.global_scales[expert] : 1.0f;
+  return m;
+}
+
+// silu(a) u, both clamped. Comparisons as the definition has them: a NaN passes.
+__device__ float swiglu(float a, float u, float limit) {
+  a = a > limit ? limit : a;
+  u = u > limit ? limit : u < -limit ? -limit : u;
+  return a / (1.0f + expf(-a)) * u;
+}
+
+// The beginning of a warp's tile into L2, before what it is multiplied with is there; all blocks of a grid together
+// stay within L2.
+__device__ void prefetch_tile(const Matrix& m, int tile) {
+  constexpr int64_t kBytes = 8 * 1024;
+  const int64_t bytes = static_cast<int64_t>(m.blocks()) * block_code_bytes(m.format);
+  if (threadIdx.x % 32 == 0 && tile < m.tiles()) {
+    prefetch_l2(m.codes + tile * bytes, static_cast<uint32_t>(min(bytes, kBytes)));
+  }
+}
 
 // The task of a block: tokens of one expert, or of the shared one (-1).
 struct BlockTask {
@@ -433,7 +458,7 @@ Status launch_tokens(OpContext& ctx, const Experts& p, unsigned tasks, int per_t
   switch (per_task) {
     case 8: {
       // One block per processor and warps to spare, or two of half as many warps.
-      const bool few = tasks * static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kUpRows)) <= 132;
+      const bool few = tasks * static_cast<unsigned>(ceil_div(std::max(p.I, p.shared_I), kUpRows)) <= kProcessors;
       return few ? launch<P, 8, 2>(ctx, p, tasks, shared_planned) : launch<P, 8, 1>(ctx, p, tasks, shared_planned);
     }
     case 16: return launch<P, 16, 2>(ctx, p, tasks, shared_planned);

@@ -9,7 +9,6 @@
 namespace dsv4::cuda {
 namespace {
 
-constexpr int kProcessors = 132;
 constexpr int kUnit = 4;        // tokens whose sums a warp adds at once
 constexpr int kMixQuads = 4;       // groups of 4 columns that a thread of the second kernel has
 constexpr int kMixThreads = 512;  // that work on columns, and a warp for Sinkhorn

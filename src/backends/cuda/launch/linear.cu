@@ -214,7 +214,7 @@ LinearJob make_job(const WeightView& w, void* y, DType dtype) {
 }  // namespace
 
 int split_k(int64_t tiles, int64_t blocks) {
-  constexpr int64_t kEnoughWarps = 8 * 132;  // half of what the chip holds
+  constexpr int64_t kEnoughWarps = 8 * kProcessors;  // half of what the chip holds
   int split = 1;
   while (split < kWarps && tiles * split < kEnoughWarps && split * 2 <= blocks) split *= 2;
   return split;

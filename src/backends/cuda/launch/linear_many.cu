@@ -136,7 +136,6 @@ Status launch_product(OpContext& ctx, const LinearParams& all) {
     grid.row_clusters += ceil_div(p.jobs[i].w.rows, kManyRows * (grid.cluster / p.jobs[i].split));
   }
   // As many tokens as there are; but rather twice as many blocks than processors without work.
-  constexpr int kProcessors = 132;
   if (p.T <= 32) return launch<P, 32>(ctx, p, grid);
   if (p.T <= 64 || grid.cluster * grid.row_clusters * ceil_div(p.T, 128) < 2 * kProcessors) return launch<P, 64>(ctx, p, grid);
   return launch<P, 128>(ctx, p, grid);

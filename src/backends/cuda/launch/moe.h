@@ -1,4 +1,4 @@
-// What the kernels of experts share: the plan of tasks, and the stacks they work on.
+// The experts of a layer and the plan of their tasks: what moe.cu gives to experts.cu.
 #pragma once
 
 #include "backends/cuda/core.h"
@@ -6,9 +6,6 @@
 #include "ops/args/linear.h"
 
 namespace dsv4::cuda {
-
-inline constexpr int kExpertShares = 2;     // of K, in every product of experts
-inline constexpr int kManyTaskTokens = 64;  // of a task where experts have many tokens
 
 // A task: tokens lists[first .. first + count) of one expert; expert -1 = the shared one, whose "list"
 // is the rows themselves.
@@ -38,36 +35,11 @@ struct Experts {
   int32_t T, D, I, shared_I, k, h_stride;
 };
 
-__device__ inline Matrix at(const MatrixStack& s, int expert) {
-  Matrix m = s.first;
-  m.codes += expert * s.code_stride;
-  m.scales += expert * s.scale_stride;
-  m.global_scale = s.global_scales ? s.global_scales[expert] : 1.0f;
-  return m;
-}
-
-// silu(a) u, both clamped. Comparisons as the definition has them: a NaN passes.
-__device__ inline float swiglu(float a, float u, float limit) {
-  a = a > limit ? limit : a;
-  u = u > limit ? limit : u < -limit ? -limit : u;
-  return a / (1.0f + expf(-a)) * u;
-}
-
 // Place of expert j of a token among its k by ascending id, the first of equal ones first.
 __device__ inline int place_by_id(const int32_t* ids, int k, int j) {
   int place = 0;
   for (int o = 0; o < k; ++o) place += ids[o] < ids[j] || (ids[o] == ids[j] && o < j);
   return place;
-}
-
-// The beginning of a warp's tile into L2, before what it is multiplied with is there; all blocks of a grid together
-// stay within L2.
-__device__ inline void prefetch_tile(const Matrix& m, int tile) {
-  constexpr int64_t kBytes = 8 * 1024;
-  const int64_t bytes = static_cast<int64_t>(m.blocks()) * block_code_bytes(m.format);
-  if (threadIdx.x % 32 == 0 && tile < m.tiles()) {
-    prefetch_l2(m.codes + tile * bytes, static_cast<uint32_t>(min(bytes, kBytes)));
-  }
 }
 
 // Whether so few rows need neither a plan nor act8 of x, and y comes out (Experts::raw).
