@@ -16,30 +16,17 @@ struct Job {
   Output to;
 };
 
-// Units of a share are tiles: the owner's of the first job, of the second, ...
 Status run_jobs(Core& c, Workspace::Scope& scope, float* scratch, const Job* jobs, int64_t count) {
-  const int threads = c.pool.threads();
-  DSV4_ASSIGN(const Shares shares, Shares::make(scope, threads));
-  const auto owned = [&](int64_t i, int owner) { return split_range(jobs[i].w->tiles(), threads, owner); };
-  const auto size = [&](int owner) {
-    int64_t n = 0;
-    for (int64_t i = 0; i < count; ++i) n += owned(i, owner).end - owned(i, owner).begin;
-    return n;
-  };
+  DSV4_ASSIGN(const Shares shares, Shares::make(scope, c.pool.threads()));
   c.pool.run([&](int worker) {
     const WorkerScratch s(scratch, worker);
-    shares.work(worker, piece_step(jobs[0].x->rows), size, [&](int owner, IndexRange piece) {
-      for (int64_t i = 0; i < count; ++i) {
-        const Job& job = jobs[i];
-        const IndexRange own = owned(i, owner);
-        const int64_t n = own.end - own.begin;
-        const IndexRange here = {own.begin + std::max<int64_t>(piece.begin, 0), own.begin + std::min(piece.end, n)};
-        piece = {piece.begin - n, piece.end - n};
-        multiply_range(c.kernels.linear, *job.w, here, *job.x, s.decoded, s.out,
-                       [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles, const float* result) {
-                         store_result(c.kernels.linear, job.to, *job.w, row, rows, tile, tiles, result);
-                       });
-      }
+    const auto tiles_of = [&](int64_t i) { return jobs[i].w->tiles(); };
+    shares.work(worker, piece_step(jobs[0].x->rows), count, tiles_of, [&](int64_t i, IndexRange range) {
+      const Job& job = jobs[i];
+      multiply_range(c.kernels.linear, *job.w, range, *job.x, s.decoded, s.out,
+                     [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles, const float* result) {
+                       store_result(c.kernels.linear, job.to, *job.w, row, rows, tile, tiles, result);
+                     });
     });
   });
   return {};

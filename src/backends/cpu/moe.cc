@@ -200,23 +200,11 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   });
   DSV4_ASSIGN(const Shares up, Shares::make(scope, threads));
   DSV4_ASSIGN(const Shares down, Shares::make(scope, threads));
-  // Units of a share are tiles of w1: the owner's of the first segment, of the second, ...
-  const auto owned = [&](int64_t i, int owner) { return split_range(plan.segments[i].w1->tiles(), threads, owner); };
-  const auto up_size = [&](int owner) {
-    int64_t n = 0;
-    for (int64_t i = 0; i < plan.count; ++i) n += owned(i, owner).end - owned(i, owner).begin;
-    return n;
-  };
   c.pool.run([&](int worker) {
     const WorkerScratch s(scratch, worker);
-    up.work(worker, piece_step(a.T), up_size, [&](int owner, IndexRange piece) {
-      for (int64_t i = 0; i < plan.count; ++i) {
-        const IndexRange own = owned(i, owner);
-        const int64_t n = own.end - own.begin;
-        run_up(c, plan, plan.segments[i], a.limit,
-               {own.begin + std::max<int64_t>(piece.begin, 0), own.begin + std::min(piece.end, n)}, s);
-        piece = {piece.begin - n, piece.end - n};
-      }
+    const auto tiles_of = [&](int64_t i) { return plan.segments[i].w1->tiles(); };
+    up.work(worker, piece_step(a.T), plan.count, tiles_of, [&](int64_t i, IndexRange range) {
+      run_up(c, plan, plan.segments[i], a.limit, range, s);
     });
   });
   c.pool.run([&](int worker) {
@@ -231,12 +219,10 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   });
   c.pool.run([&](int worker) {
     const WorkerScratch s(scratch, worker);
-    const auto own = [&](int owner) { return split_range(ceil_div(a.D, kTileRows), threads, owner); };
-    const auto size = [&](int owner) { return own(owner).end - own(owner).begin; };
-    down.work(worker, piece_step(a.T), size, [&](int owner, IndexRange piece) {
-      for (int64_t t = piece.begin; t < piece.end; t += sum_tiles) {
-        run_down(c, plan, a, own(owner).begin + t, std::min(sum_tiles, piece.end - t),
-                 sums + worker * a.T * sum_tiles * kTileRows, s);
+    const auto tiles_of = [&](int64_t) { return ceil_div(a.D, kTileRows); };
+    down.work(worker, piece_step(a.T), 1, tiles_of, [&](int64_t, IndexRange range) {
+      for (int64_t t = range.begin; t < range.end; t += sum_tiles) {
+        run_down(c, plan, a, t, std::min(sum_tiles, range.end - t), sums + worker * a.T * sum_tiles * kTileRows, s);
       }
     });
   });

@@ -22,10 +22,32 @@ class Shares {
     return s;
   }
 
-  // By every worker of a run: f(owner, range) for pieces of a share that has size(owner) units, until all
-  // shares are begun. Pieces but the last are multiples of `step`.
+  // By every worker of a run, until all shares are begun: f(i, range) for units of list i of `lists`, which has
+  // units(i) of them. Every list is split among the owners; an owner's share is its part of the first, of the second,
+  // ... Pieces of a share but the last are multiples of `step`.
+  template <class Units, class F>
+  void work(int worker, int64_t step, int64_t lists, const Units& units, const F& f) const {
+    const auto owned = [&](int64_t i, int owner) { return split_range(units(i), workers_, owner); };
+    const auto size = [&](int owner) {
+      int64_t n = 0;
+      for (int64_t i = 0; i < lists; ++i) n += owned(i, owner).end - owned(i, owner).begin;
+      return n;
+    };
+    take_pieces(worker, step, size, [&](int owner, IndexRange piece) {
+      for (int64_t i = 0; i < lists; ++i) {
+        const IndexRange own = owned(i, owner);
+        const int64_t n = own.end - own.begin;
+        const IndexRange range{own.begin + std::max<int64_t>(piece.begin, 0), own.begin + std::min(piece.end, n)};
+        if (range.begin < range.end) f(i, range);
+        piece = {piece.begin - n, piece.end - n};
+      }
+    });
+  }
+
+ private:
+  // f(owner, range) for pieces of a share of size(owner) units.
   template <class Size, class F>
-  void work(int worker, int64_t step, const Size& size, const F& f) const {
+  void take_pieces(int worker, int64_t step, const Size& size, const F& f) const {
     for (int i = 0; i < workers_; ++i) {
       const int owner = (worker + i) % workers_;
       const int64_t n = size(owner);
@@ -39,7 +61,6 @@ class Shares {
     }
   }
 
- private:
   static constexpr int64_t kStride = 8;  // a cache line for each
   int workers_ = 1;
   int64_t* begun_ = nullptr;  // [workers][kStride]
