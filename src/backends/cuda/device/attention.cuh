@@ -14,7 +14,9 @@
 
 namespace dsv4::cuda {
 
-inline constexpr int kChunk = 64;  // keys of a block; two chunks, 128 keys, share the maximum of their probabilities
+inline constexpr int kChunk = 64;  // keys of a block
+inline constexpr int kTogether = 2;  // the first chunks of a row, 128 keys, share the maximum that probabilities are relative to
+inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr int kAttentionThreads = 256;
 inline constexpr int kMaxChunksOfCluster = 16;
 
@@ -24,7 +26,7 @@ struct AttentionParams {
   int64_t first_row;
   int32_t max_chunks;
   bool cluster;    // the chunks of a row are a cluster; else every two
-  float scale;     // d^-1/2
+  float scale;     // d^-1/2, times log2(e): scores, maxima and the sink are exponents of two
   float* partial;  // [rows, max_chunks, H, d], not normalised
   float2* stats;   // [rows, max_chunks, H] maximum and sum
 };
@@ -42,6 +44,16 @@ constexpr int attention_shared_bytes() {
   return (HM + kChunk) * (D + 8) * 2 + HM * (kChunk + 8) * 2 + kChunk * 8 + (8 + 32 + 2) * HM * 4;
 }
 
+// 2^x to within 2 ulp, one instruction; below the normal numbers 0.
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 2^(s scale - top): s is a product of query and key, top the highest one scaled.
+__device__ inline float weight(float s, float scale, float top) { return power_of_two(__fmaf_rn(s, scale, -top)); }
+
 // Over the lanes of a head. Sums of a chunk: by lane over its tiles of 8 keys in order, then this.
 __device__ inline float sum_of_four(float v) {
   v += __shfl_xor_sync(~0u, v, 1);
@@ -51,15 +63,17 @@ __device__ inline float sum_of_four(float v) {
 // How the chunks of one head join, one after the other. The order and each rounding are part of the result.
 class Chunks {
  public:
-  // Maximum and sum of the next chunk; comes back: what the total so far and the chunk are multiplied by.
-  __device__ float2 join(float top, float sum) {
-    const float highest = fmaxf(top_, top);
-    const float2 f = {expf(top_ - highest), expf(top - highest)};
-    top_ = highest;
-    sum_ = __fmaf_rn(sum, f.y, sum_ * f.x);
+  // Maximum of the next chunk, an exponent of two; comes back: what the total so far and the chunk are multiplied by.
+  // What the total is relative to follows only when it lies more than 8 below: the first factor is mostly 1.
+  __device__ float2 raise(float top) {
+    const bool far = top > top_ + 8.0f;
+    const float2 f = {far ? power_of_two(top_ - top) : 1.0f, far ? 1.0f : power_of_two(top - top_)};
+    if (far) top_ = top;
     return f;
   }
-  __device__ float inverse(float sink) const { return 1.0f / (sum_ + expf(sink - top_)); }
+  // After raise(): the chunk's sum.
+  __device__ void add(const float2& f, float sum) { sum_ = __fmaf_rn(sum, f.y, sum_ * f.x); }
+  __device__ float inverse(float sink) const { return 1.0f / (sum_ + power_of_two(sink * kLog2E - top_)); }
 
  private:
   float top_ = -INFINITY, sum_ = 0.0f;
@@ -76,7 +90,9 @@ __device__ inline float chunk_factors(int chunks, float sink, float2* stats, int
   Chunks all;
   for (int i = 0; i < chunks; ++i) {
     float2& s = stats[i * stride];
-    s = all.join(s.x, s.y);
+    const float sum = s.y;
+    s = all.raise(s.x);
+    all.add(s, sum);
   }
   return all.inverse(sink);
 }
@@ -155,9 +171,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   const int all = window + entry_keys(a, t, position), chunks = (all + kChunk - 1) / kChunk;
   const int n = min(all - begin, kChunk);  // not above 0: this chunk has no keys
   if (n <= 0 && (!p.cluster || chunks == 1)) return;
-  // Those of a cluster that are still here exchange their maxima.
+  // The first chunks exchange their maxima; all of a cluster that are still here meet for it.
   const cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
-  const bool other = (chunk ^ 1) < chunks, exchange = chunks > 1 && (p.cluster || other);
+  const bool other = chunk < kTogether && chunks > 1, exchange = chunks > 1 && (p.cluster || other);
   if (n <= 0) cluster.sync();
   if (n > 0) {
     __syncthreads();
@@ -221,7 +237,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int key = (group * MT + j) * 8 + 2 * c + i % 2;
-        s[j][i] = key < n ? s[j][i] * p.scale : -INFINITY;
+        s[j][i] = key < n ? s[j][i] : -INFINITY;
         top[i / 2] = fmaxf(top[i / 2], s[j][i]);
       }
     }
@@ -241,15 +257,16 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
     }
     if (exchange) cluster.sync();
     if (other) {
-      const float* tops = cluster.map_shared_rank(own_top, p.cluster ? chunk ^ 1 : chunk % 2 ^ 1);
+      const float* tops = cluster.map_shared_rank(own_top, chunk ^ 1);
 #pragma unroll
       for (int i = 0; i < 2; ++i) top[i] = fmaxf(top[i], tops[head + 8 * i]);
     }
+    for (int i = 0; i < 2; ++i) top[i] *= p.scale;
 #pragma unroll
     for (int j = 0; j < MT; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float e0 = expf(s[j][2 * i] - top[i]), e1 = expf(s[j][2 * i + 1] - top[i]);
+        const float e0 = weight(s[j][2 * i], p.scale, top[i]), e1 = weight(s[j][2 * i + 1], p.scale, top[i]);
         const int tile = group * MT + j;
         lane_sum[(tile * HM + head + 8 * i) * 4 + c] = e0 + e1;
         *reinterpret_cast<uint32_t*>(probs + (head + 8 * i) * kPRow + tile * 8 + 2 * c) = pack2(e0, e1);

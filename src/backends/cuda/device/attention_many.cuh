@@ -1,6 +1,6 @@
 // Attention of many rows, d = 512, 64 heads at a time: a block walks the chunks of a row, then takes another row. One
-// warpgroup makes the scores and exponentials of a chunk, two the result of the chunk before it, 256 columns each; the
-// warps of the fourth bring keys and queries. Chunks and how they join are attention.cuh's, so are the bits.
+// warpgroup makes the scores and exponentials of a chunk and how it joins, two the result of the chunk before it, 256
+// columns each; the warps of the fourth bring keys and queries. Chunks are attention.cuh's, so are the bits.
 //   keys     two chunks of 64 KiB, the next one arrives while one is used; a pair of warps for each
 //   queries  64 KiB, replaced when the last scores of a row are made
 // Rows of 512 values lie in shared memory as eight tiles of 64 columns (tile64_descriptor): keys along the columns
@@ -24,12 +24,18 @@ struct Shared {
   char queries[kRowsBytes];
   char keys[2][kRowsBytes];
   char probs[kTileBytes];      // [head][key], a tile
-  char out[8][16 * 128];       // of each warp: 16 heads, 64 columns
-  float2 stats[kHeads];        // maximum and sum
-  float2 turns[2][kMaxPairs];  // of this row and the next
-  // Ends once for each chunk: probs, stats and, with the first chunk of a row, turns are made. Every thread of the weigher
-  // arrives, for what it wrote itself: racecheck follows that, and not bar.arrive after writes.
+  char out[8][16 * 64];        // of each warp: 16 heads, 32 columns
+  float stash[32][kGroup];     // of each thread of the weigher: scores of a row's first chunk until the second's are there
+  float2 factors[kHeads];      // of the total so far and of the chunk
+  float inverse[2][kHeads];    // of the sums, of this row and the next; made with the last chunk
+  float2 turns[2][kMaxPairs];  // likewise, with the first chunk
+  int last;                    // whether the row ends with this chunk
+  // Ends once for each chunk: probs and all that is made with them are there. Every thread of the weigher arrives, for
+  // what it wrote itself: racecheck follows that, and not bar.arrive after writes.
   uint64_t probs_full;
+  // Ends once for each chunk, when a quarter of its products is made. The scores of the next chunk wait for that, to leave
+  // the tensor cores to this one; nothing else depends on it.
+  uint64_t piece_added;
 };
 inline constexpr int kSharedBytes = sizeof(Shared);
 
@@ -37,9 +43,9 @@ inline constexpr int kSharedBytes = sizeof(Shared);
 enum Barrier : int {
   kKeysFull = 1,       // of each stage
   kKeysEmpty = 3,      // of each stage and half of the tiles: a warpgroup's first two, its last two
-  kHalfAdded = 7,  // and probs, stats, turns of the row before are read
+  kProbsRead = 7,      // and factors, last; inverse and turns of the row before
   kQueriesFull = 8,
-  kQueriesEmpty = 9,  // for each pair, whose turn it is
+  kQueriesEmpty = 9,   // for each pair, whose turn it is
 };
 inline constexpr int kProducersAndWeigher = kPair + kGroup, kProducersAndAdders = kPair + kAdders;
 inline constexpr int kWeigherAndAdders = kGroup + kAdders;
@@ -57,19 +63,42 @@ __device__ inline int place(int row, int piece) {
   return piece / 8 * kTileBytes + row * 128 + ((piece ^ row) % 8) * 16;
 }
 
-// Half of the tiles of 32 rows from `first` on; lane l says where row l lies, nullptr: zeros. Eight lanes copy 128 bytes
-// of a row at a time: addresses are made once for four copies.
-__device__ inline void copy_rows(char* to, int first, const char* row, int half) {
+// What a lane copies from, of 32 rows: eight lanes copy 128 bytes of a row, so rows take eight turns. Each address has
+// registers of its own, because a copy holds them until it is sent. nullptr: zeros.
+struct Sources {
+  const char* at[8];
+};
+// Lane l says where row l lies.
+__device__ inline Sources sources_of(const char* row) {
+  const int lane = threadIdx.x % 32;
+  const auto bits = reinterpret_cast<unsigned long long>(row);
+  Sources s;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const char* from = reinterpret_cast<const char*>(__shfl_sync(~0u, bits, i * 4 + lane / 8));
+    s.at[i] = from ? from + lane % 8 * 16 : nullptr;
+  }
+  return s;
+}
+// Of rows one after the other.
+__device__ inline Sources sources_from(const char* rows) {
+  const int lane = threadIdx.x % 32;
+  Sources s;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) s.at[i] = rows + lane / 8 * kDim * 2 + lane % 8 * 16 + i * 4 * kDim * 2;
+  return s;
+}
+// Half of the tiles of the rows, to row `first` on.
+__device__ inline void copy_rows(char* to, int first, const Sources& sources, int half) {
   const int lane = threadIdx.x % 32;
   char* const at[2] = {to + place(first + lane / 8, lane % 8), to + place(first + lane / 8 + 4, lane % 8)};
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const auto bits = reinterpret_cast<unsigned long long>(row);
-    const char* from = reinterpret_cast<const char*>(__shfl_sync(~0u, bits, i * 4 + lane / 8));
+    const char* from = sources.at[i];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const int tile = k / 2 * kPieces + half * 2 + k % 2;
-      copy_async_16_or_zero(at[i % 2] + i / 2 * 8 * 128 + tile * kTileBytes, from + tile * 128 + lane % 8 * 16, from);
+      copy_async_16_or_zero(at[i % 2] + i / 2 * 8 * 128 + tile * kTileBytes, from + tile * 128, from);
     }
   }
 }
@@ -119,7 +148,10 @@ __device__ inline void produce(const AttentionParams& p, Shared& shared, int ite
       // Rows of the window that are older than the batch are there already.
       const int key = x * kChunk + mine;
       brought = __all_sync(~0u, in_ring(key));
-      for (int half = 0; half < 2 && brought; ++half) copy_rows(shared.keys[pair], first, ring_row(key), half);
+      if (brought) {
+        const Sources sources = sources_of(ring_row(key));
+        for (int half = 0; half < 2; ++half) copy_rows(shared.keys[pair], first, sources, half);
+      }
       wait_for_previous();
       waited = true;
     }
@@ -127,16 +159,18 @@ __device__ inline void produce(const AttentionParams& p, Shared& shared, int ite
     const char* row = x < chunks ? key_row(x * kChunk + mine, all) : nullptr;
     if (pair == queries_pair(chunk)) {
       if (round > 0) barrier_sync<kProducersAndWeigher>(kQueriesEmpty + pair);
-      for (int half = 0; half < 2; ++half) copy_rows(shared.queries, first, queries(item) + mine * kDim * 2, half);
+      const Sources heads = sources_from(queries(item) + first * kDim * 2);
+      for (int half = 0; half < 2; ++half) copy_rows(shared.queries, first, heads, half);
       const int next = item + static_cast<int>(gridDim.x);
       if (mine == 0 && next < items) prefetch_l2(queries(next), kRowsBytes);
       await_copies();
       barrier_arrive<kProducersAndWeigher>(kQueriesFull);
     }
     for (; x < chunks; x += 2) {
+      const Sources sources = sources_of(row);
       for (int half = 0; half < 2; ++half) {
         if (used) barrier_sync<kProducersAndAdders>(kKeysEmpty + pair * 2 + half);
-        if (!brought) copy_rows(shared.keys[pair], first, row, half);
+        if (!brought) copy_rows(shared.keys[pair], first, sources, half);
       }
       used = true;
       brought = false;
@@ -160,9 +194,9 @@ __device__ inline void score(const char* queries, const char* keys, float (&s)[3
   wgmma_arrive();
 #pragma unroll
   for (int d = 0; d < kDim; d += 16) {
-    const uint64_t step = static_cast<uint64_t>(d / kTile * kTileBytes + d % kTile * 2) >> 4;
+    const uint32_t step = d / kTile * kTileBytes + d % kTile * 2;
     if (d == 0) wgmma_bf16_tiles<false>(s, a, b);
-    else wgmma_bf16_tiles<true>(s, a + step, b + step);
+    else wgmma_bf16_tiles<true>(s, advance(a, step), advance(b, step));
   }
   wgmma_commit();
   wgmma_wait<0>();
@@ -187,14 +221,23 @@ __device__ inline void score(const char* queries, const char* keys, float (&s)[3
 #endif
 }
 
-// o = P V of 16 heads per warp and the 64 columns of a tile, begun; done and readable after finish_product.
-__device__ inline void begin_product(const uint32_t (&probs)[4][4], const char* tile, float (&o)[32]) {
+// The columns of `tiles`, for begin_product.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  const uint64_t b = tile64_descriptor(static_cast<uint32_t>(__cvta_generic_to_shared(tile)));
+__device__ inline uint64_t columns_of(const char* tiles) {
+  return tile64_descriptor(static_cast<uint32_t>(__cvta_generic_to_shared(tiles)));
+}
+#else
+__device__ inline const char* columns_of(const char* tiles) { return tiles; }
+#endif
+
+// o = P V of 16 heads per warp and the 64 columns `piece`, begun; done and readable after finish_product.
+template <class Columns>
+__device__ inline void begin_product(const uint32_t (&probs)[4][4], Columns columns, int piece, float (&o)[32]) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   wgmma_arrive();
-  wgmma_bf16_across<false>(o, probs[0], b);
+  wgmma_bf16_across<false>(o, probs[0], advance(columns, piece * kTileBytes));
 #pragma unroll
-  for (int k = 1; k < 4; ++k) wgmma_bf16_across<true>(o, probs[k], b + (k * 16 * 128 >> 4));
+  for (int k = 1; k < 4; ++k) wgmma_bf16_across<true>(o, probs[k], advance(columns, piece * kTileBytes + k * 16 * 128));
   wgmma_commit();
 #else
   const int lane = threadIdx.x % 32;
@@ -204,7 +247,7 @@ __device__ inline void begin_product(const uint32_t (&probs)[4][4], const char* 
 #pragma unroll
     for (int n = 0; n < 8; n += 2) {
       uint32_t b[4];
-      ldmatrix_transposed(b, tile + place(k * 16 + lane % 16, n + lane / 16));
+      ldmatrix_transposed(b, columns + piece * kTileBytes + place(k * 16 + lane % 16, n + lane / 16));
       const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
       mma_bf16(*reinterpret_cast<float(*)[4]>(o + 4 * n), probs[k], b0);
       mma_bf16(*reinterpret_cast<float(*)[4]>(o + 4 * n + 4), probs[k], b1);
@@ -219,11 +262,9 @@ __device__ inline void finish_product(float (&o)[32]) {
 #endif
 }
 
-// Scores of n keys, scaled, and the highest so far of this lane's.
-__device__ inline void scale_scores(float scale, int n, float (&s)[32], float (&top)[2]) {
+// Scores of the first n keys only, and the highest so far of this lane's.
+__device__ inline void highest_of(int n, float (&s)[32], float (&top)[2]) {
   const int c = threadIdx.x % 4;
-#pragma unroll
-  for (int i = 0; i < 32; ++i) s[i] *= scale;
   if (n < kChunk) {
 #pragma unroll
     for (int i = 0; i < 32; ++i) s[i] = i / 4 * 8 + 2 * c + i % 2 < n ? s[i] : -INFINITY;
@@ -232,25 +273,43 @@ __device__ inline void scale_scores(float scale, int n, float (&s)[32], float (&
   for (int i = 0; i < 32; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
 }
 
-// Exponentials of the scores of a chunk as BF16, relative to `top`; their sum for each head.
-__device__ inline void weigh(const float (&s)[32], const float (&top)[2], char* probs, float2* stats) {
+// The highest of the four lanes of a head.
+__device__ inline void highest_of_four(float (&top)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], 1));
+    top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], 2));
+  }
+}
+
+// Scores of one thread in shared memory.
+struct Stashed {
+  const float* first;
+  __device__ float operator[](int i) const { return first[i * kGroup]; }
+};
+
+// Exponentials of the scores of a chunk as BF16, relative to `top`; comes back: their sum for each head.
+template <class Scores>
+__device__ inline float2 weigh(const Scores& s, float scale, const float (&top)[2], char* probs) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, head = threadIdx.x / 32 % 4 * 16 + g;  // and head + 8
   float sum[2] = {0.0f, 0.0f};
   char* const mine = probs + head * 128 + 4 * c;
 #pragma unroll
-  for (int tile = 0; tile < kChunk / 8; ++tile) {
+  for (int half = 0; half < 2; ++half) {
+    float v[16];  // all before the stores: a load behind one would wait for its address
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float e0 = expf(s[4 * tile + 2 * i] - top[i]), e1 = expf(s[4 * tile + 2 * i + 1] - top[i]);
-      sum[i] += e0 + e1;
-      *reinterpret_cast<uint32_t*>(mine + i * 8 * 128 + (tile ^ g) * 16) = pack2(e0, e1);
+    for (int i = 0; i < 16; ++i) v[i] = s[half * 16 + i];
+#pragma unroll
+    for (int tile = 0; tile < kChunk / 16; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float e0 = weight(v[4 * tile + 2 * i], scale, top[i]), e1 = weight(v[4 * tile + 2 * i + 1], scale, top[i]);
+        sum[i] += e0 + e1;
+        *reinterpret_cast<uint32_t*>(mine + i * 8 * 128 + ((half * 4 + tile) ^ g) * 16) = pack2(e0, e1);
+      }
     }
   }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    sum[i] = sum_of_four(sum[i]);
-    if (c == 0) stats[head + 8 * i] = {top[i], sum[i]};
-  }
+  return {sum_of_four(sum[0]), sum_of_four(sum[1])};
 }
 
 // The keys of the rows that a block takes, one after the other; what it needs is loaded a row ahead.
@@ -282,66 +341,92 @@ __device__ inline void make_probs(const AttentionParams& p, Shared& shared, int 
   wait_for_previous();
   RowKeys rows(p.a, items);
   int chunk = 0;  // of all that this block takes
-  const int pair = threadIdx.x - kFirstWeigher;  // that this thread makes the turn of
-  const bool turns = p.rope.freqs && pair < p.rope.r / 2;
+  const int mine = threadIdx.x - kFirstWeigher, lane = mine % 32;
+  const bool turns = p.rope.freqs && mine < p.rope.r / 2;
+  const int head = mine / 32 * 16 + lane / 4, groups = static_cast<int>(p.a.H) / kHeads;  // and head + 8
+  float* const stash = &shared.stash[0][mine];
   for (int item = blockIdx.x, round = 0; item < items; item += gridDim.x, ++round) {
-    const float2 turn = turns ? make_turn(p.rope, rows.position(), pair) : float2{0.0f, 1.0f};
-    const int all = rows.next(item);
+    const float2 turn = turns ? make_turn(p.rope, rows.position(), mine) : float2{0.0f, 1.0f};
+    const float* const sink = p.a.sink + item % groups * kHeads + head;
+    const float sinks[2] = {sink[0], sink[8]};
+    const int all = rows.next(item), chunks = (all + kChunk - 1) / kChunk;
+    Chunks joined[2];
+    // What those who add up need of chunk k, when they have read that of the chunk before.
+    const auto hand_over = [&](const auto& s, const float (&top)[2], int k) {
+      const bool last = k + 1 == chunks;
+      float2 f[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) f[i] = joined[i].raise(top[i]);
+      if (chunk + k > 0) barrier_sync<kWeigherAndAdders>(kProbsRead);
+      if (turns && k == 0) shared.turns[round % 2][mine] = turn;
+      const float2 sum = weigh(s, p.scale, top, shared.probs);
+      joined[0].add(f[0], sum.x);
+      joined[1].add(f[1], sum.y);
+      if (lane % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          shared.factors[head + 8 * i] = f[i];
+          if (last) shared.inverse[round % 2][head + 8 * i] = joined[i].inverse(sinks[i]);
+        }
+      }
+      if (mine == 0) shared.last = last;
+      cuda::barrier_arrive(&shared.probs_full);
+    };
     barrier_sync<kProducersAndWeigher>(kQueriesFull);
-    for (int begin = 0; begin < all; begin += 2 * kChunk) {
-      const int halves = all - begin > kChunk ? 2 : 1;
-      float s[2][32], top[2] = {-INFINITY, -INFINITY};
+    float top[2] = {-INFINITY, -INFINITY};
+    for (int k = 0; k < chunks; ++k) {
+      if (k >= kTogether) barrier_wait(&shared.piece_added, chunk + k - 1);
+      const int stage = (chunk + k) % 2;
+      barrier_sync<kProducersAndWeigher>(kKeysFull + stage);
+      float s[32];
+      score(shared.queries, shared.keys[stage], s);
+      if (k + 1 == chunks) barrier_arrive<kProducersAndWeigher>(kQueriesEmpty + queries_pair(chunk + chunks));
+      highest_of(all - k * kChunk, s, top);
+      if (k == 0 && chunks > 1) {  // both maxima first
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        if (h >= halves) continue;
-        const int stage = (chunk + h) % 2;
-        barrier_sync<kProducersAndWeigher>(kKeysFull + stage);
-        score(shared.queries, shared.keys[stage], s[h]);
-        scale_scores(p.scale, all - begin - h * kChunk, s[h], top);
+        for (int i = 0; i < 32; ++i) stash[i * kGroup] = s[i];
+        continue;
       }
-      if (begin + 2 * kChunk >= all) barrier_arrive<kProducersAndWeigher>(kQueriesEmpty + queries_pair(chunk + halves));
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], 1));
-        top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], 2));
-      }
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        if (h >= halves) continue;
-        if (chunk + h > 0) barrier_sync<kWeigherAndAdders>(kHalfAdded);
-        if (turns && begin == 0 && h == 0) shared.turns[round % 2][pair] = turn;
-        weigh(s[h], top, shared.probs, shared.stats);
-        cuda::barrier_arrive(&shared.probs_full);
-      }
-      chunk += halves;
+      highest_of_four(top);
+      top[0] *= p.scale;
+      top[1] *= p.scale;
+      if (k == 1) hand_over(Stashed{stash}, top, 0);
+      hand_over(s, top, k);
+      top[0] = top[1] = -INFINITY;
     }
+    chunk += chunks;
   }
-  if (chunk > 0) barrier_sync<kWeigherAndAdders>(kHalfAdded);
+  if (chunk > 0) barrier_sync<kWeigherAndAdders>(kProbsRead);
 }
 
-// The result of a row, 16 heads and 256 columns per warp, rotated back; through shared memory, so that neighbouring
-// threads write 16 bytes each.
-__device__ inline void store(const AttentionParams& p, const float (&total)[kPieces][32], const float (&inverse)[2],
+// A piece of a row's result, 16 heads and 64 columns per warp, rotated back; through shared memory, so that four
+// neighbouring threads write 64 bytes.
+__device__ inline void store(const AttentionParams& p, const float (&total)[32], int piece, const float2& inverse,
                              const float2* turns, char* out, bf16* to) {
   int lane = threadIdx.x % 32;
   asm volatile("" : "+r"(lane));  // addresses are made here: kept from row to row they would be spilled
-  const int g = lane / 4, c = lane % 4, first = threadIdx.x / kGroup * kColumns;
+  const int g = lane / 4, c = lane % 4;
   const int from = p.rope.freqs ? kDim - static_cast<int>(p.rope.r) : kDim;
-  char* const mine = out + g * 128 + 4 * c;
+  const auto at = [](int row, int i) { return row * 64 + (i ^ row / 2) % 4 * 16; };  // 16 bytes of 16 rows of 64
 #pragma unroll
-  for (int piece = 0; piece < kPieces; ++piece) {
-    const int column = first + piece * kTile;
-    __syncwarp();
+  for (int half = 0; half < 2; ++half) {
+    const int column = threadIdx.x / kGroup * kColumns + piece * kTile + half * kTile / 2;
+    const float* const sums = total + half * 16;
     const auto put = [&](int i, float v0, float v1) {
-      *reinterpret_cast<uint32_t*>(mine + i / 2 % 2 * 8 * 128 + (i / 4 ^ g) * 16) = pack2(v0, v1);
+      *reinterpret_cast<uint32_t*>(out + at(g + i / 2 % 2 * 8, i / 4) + 4 * c) = pack2(v0, v1);
     };
-    if (column + kTile <= from) {
+    __syncwarp();
+    if (kColumns + (piece + 1) * kTile <= kDim - 2 * kMaxPairs || column + kTile / 2 <= from) {
 #pragma unroll
-      for (int i = 0; i < 32; i += 2) put(i, total[piece][i] * inverse[i / 2 % 2], total[piece][i + 1] * inverse[i / 2 % 2]);
+      for (int i = 0; i < 16; i += 2) {
+        const float factor = i / 2 % 2 ? inverse.y : inverse.x;
+        put(i, sums[i] * factor, sums[i + 1] * factor);
+      }
     } else {
 #pragma unroll
-      for (int i = 0; i < 32; i += 2) {
-        float v0 = total[piece][i] * inverse[i / 2 % 2], v1 = total[piece][i + 1] * inverse[i / 2 % 2];
+      for (int i = 0; i < 16; i += 2) {
+        const float factor = i / 2 % 2 ? inverse.y : inverse.x;
+        float v0 = sums[i] * factor, v1 = sums[i + 1] * factor;
         round2(v0, v1);
         const int pair = (column + i / 4 * 8 + 2 * c - from) / 2;
         if (pair >= 0) {
@@ -353,54 +438,52 @@ __device__ inline void store(const AttentionParams& p, const float (&total)[kPie
     }
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = i * 4 + lane / 8;
-      *reinterpret_cast<uint4*>(to + row * kDim + column + lane % 8 * 8) = *reinterpret_cast<const uint4*>(out + place(row, lane % 8));
+    for (int i = 0; i < 2; ++i) {
+      const int row = i * 8 + lane / 4;
+      *reinterpret_cast<uint4*>(to + row * kDim + column + c * 8) = *reinterpret_cast<const uint4*>(out + at(row, c));
     }
   }
 }
 
 __device__ inline void add_up(const AttentionParams& p, Shared& shared, int items) {
-  const AttentionArgs& a = p.a;
   const int warp = threadIdx.x / 32, group = warp / 4, lane = threadIdx.x % 32;
   const int head = warp % 4 * 16 + lane / 4;  // and head + 8
-  const int H = static_cast<int>(a.H), groups = H / kHeads;
   wait_for_previous();
-  RowKeys rows(a, items);
   int chunk = 0;  // of all that this block takes
   for (int item = blockIdx.x, round = 0; item < items; item += gridDim.x, ++round) {
-    const int all = rows.next(item), first_head = item % groups * kHeads;
-    const float sinks[2] = {a.sink[first_head + head], a.sink[first_head + head + 8]};
-    Chunks joined[2];
     float total[kPieces][32] = {};
-    for (int begin = 0; begin < all; begin += kChunk, ++chunk) {
+    for (bool last = false; !last; ++chunk) {
       const int stage = chunk % 2;
+      const auto columns = columns_of(shared.keys[0] + uniform(stage * kRowsBytes + group * kPieces * kTileBytes));
       barrier_wait(&shared.probs_full, chunk);
       uint32_t probs[4][4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) ldmatrix(probs[k], shared.probs + place(warp % 4 * 16 + lane % 16, k * 2 + lane / 16));
       float o[32];
-      const char* tiles = shared.keys[stage] + group * kPieces * kTileBytes;
-      begin_product(probs, tiles, o);
-      float2 factors[2];
+      begin_product(probs, columns, 0, o);
+      const float2 factors[2] = {shared.factors[head], shared.factors[head + 8]};
+      last = shared.last;
+      barrier_arrive<kWeigherAndAdders>(kProbsRead);
+      if (__any_sync(~0u, factors[0].x != 1.0f || factors[1].x != 1.0f)) {  // seldom after the first chunk
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float2 s = shared.stats[head + 8 * i];
-        factors[i] = joined[i].join(s.x, s.y);
+        for (int i = 0; i < kPieces * 32; ++i) total[i / 32][i % 32] *= factors[i / 2 % 2].x;
       }
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece) {
         finish_product(o);
         if (piece % 2 == 1) barrier_arrive<kProducersAndAdders>(kKeysEmpty + stage * 2 + piece / 2);
-        if (piece == 1) barrier_arrive<kWeigherAndAdders>(kHalfAdded);
+        if (piece == 0 && threadIdx.x % kGroup == 0) cuda::barrier_arrive(&shared.piece_added);
 #pragma unroll
-        for (int i = 0; i < 32; ++i) add_chunk(factors[i / 2 % 2], o[i], total[piece][i]);
-        if (piece + 1 < kPieces) begin_product(probs, tiles + (piece + 1) * kTileBytes, o);
+        for (int i = 0; i < 32; ++i) total[piece][i] = __fmaf_rn(o[i], factors[i / 2 % 2].y, total[piece][i]);
+        if (piece + 1 < kPieces) begin_product(probs, columns, piece + 1, o);
       }
     }
-    const float inverse[2] = {joined[0].inverse(sinks[0]), joined[1].inverse(sinks[1])};
-    const int64_t row = static_cast<int64_t>(item / groups) * H + first_head + warp % 4 * 16;
-    store(p, total, inverse, shared.turns[round % 2], shared.out[warp], a.o + row * kDim);
+    const float2 inverse = {shared.inverse[round % 2][head], shared.inverse[round % 2][head + 8]};
+    const int64_t row = static_cast<int64_t>(item) * kHeads + warp % 4 * 16;
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      store(p, total[piece], piece, inverse, shared.turns[round % 2], shared.out[warp], p.a.o + row * kDim);
+    }
   }
 }
 
@@ -408,22 +491,25 @@ __device__ inline void add_up(const AttentionParams& p, Shared& shared, int item
 __global__ void __launch_bounds__(kThreads, 1) attention_many_kernel(const __grid_constant__ AttentionParams p, int items) {
   extern __shared__ __align__(1024) char attention_shared[];
   Shared& shared = *reinterpret_cast<Shared*>(attention_shared);
-  if (threadIdx.x == 0) barrier_init(&shared.probs_full, kGroup);
+  if (threadIdx.x == 0) {
+    barrier_init(&shared.probs_full, kGroup);
+    barrier_init(&shared.piece_added, 2);
+  }
   __syncthreads();
-  // Registers of a thread: 128, or 2 * 192 + 96 + 32 for one of each warpgroup.
+  // Registers of a thread: 128, or 2 * 184 + 88 + 56 for one of each warpgroup.
   if (threadIdx.x >= kFirstProducer) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
 #endif
     produce(p, shared, items);
   } else if (threadIdx.x >= kFirstWeigher) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 96;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
 #endif
     make_probs(p, shared, items);
   } else {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 192;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 184;");
 #endif
     add_up(p, shared, items);
   }

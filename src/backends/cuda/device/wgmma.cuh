@@ -10,6 +10,10 @@ namespace dsv4::cuda {
 // What this thread wrote to shared memory is there for products.
 __device__ inline void fence_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// A value that is the same for all of the warp, so that the compiler sees that too: descriptors that follow from it are
+// then made one after the other in uniform registers, and not all of them ahead of the products.
+__device__ inline int uniform(int v) { return __shfl_sync(~0u, v, 0); }
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // Matrix descriptor of tiles as token_piece() has them, one after the other, from shared address `at`.
@@ -74,7 +78,12 @@ __device__ inline void wgmma_bf16(float (&d)[64], const uint32_t (&a)[4], uint64
 // in place i ^ r % 8. Such a tile serves as an operand with K along its rows (first piece of K at `at`) and as B with
 // K across them (first row at `at`): rows of eight follow each other either way.
 __device__ inline uint64_t tile64_descriptor(uint32_t at) {
-  return static_cast<uint64_t>((at & 0x3ffff) >> 4) | uint64_t{1024 >> 4} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+  return uint64_t{1024 >> 4 | 1 << 30} << 32 | ((at & 0x3ffff) >> 4 | 1024 >> 4 << 16);
+}
+
+// `descriptor` with its matrix `bytes` further on. The address has 14 bits of the low word: nothing is carried out of it.
+__device__ inline uint64_t advance(uint64_t descriptor, uint32_t bytes) {
+  return (descriptor & ~uint64_t{0xffffffff}) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }
 
 // d (+)= A B: 64 rows of A, 16 of K, both with K along their rows; elements of d as above, for 64 rows of B.

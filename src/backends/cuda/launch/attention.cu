@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "backends/cuda/core.h"
 #include "backends/cuda/device/attention.cuh"
@@ -61,7 +62,7 @@ Status attention_out(OpContext& ctx, const AttentionArgs& a, const RopeView& rop
   int64_t most = a.window;
   if (a.entries.data) most += a.selected ? a.topk : a.batch.max_pages * a.entries.per_page;
   AttentionParams p{.a = a, .rope = rope, .max_chunks = static_cast<int32_t>(ceil_div<int64_t>(most, kChunk)),
-                    .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(a.d)))};
+                    .scale = static_cast<float>(std::numbers::log2e / std::sqrt(static_cast<double>(a.d)))};
   if (a.d == many::kDim && a.H % many::kHeads == 0) {
     const int64_t items = T * (a.H / many::kHeads);
     if (kManyShare * items >= kProcessors) return launch_many(ctx, p, items);
