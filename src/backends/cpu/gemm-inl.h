@@ -16,7 +16,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace dsv4::cpu::HWY_NAMESPACE {
 
-constexpr int64_t kTileUnits = kTileK / kUnitValues;
 // Whether a tile's scales may join its weights (Tiles::scales_fold).
 constexpr bool kCanFold = kUnitValues == 2;
 
@@ -25,16 +24,17 @@ HWY_INLINE void prefetch(const uint8_t* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
-// One block of a tile as units in the order of its lines, [pair of groups][unit][group of the pair][32 rows],
-// and its scales [groups][32 rows] unless they are folded in. Memory `ahead` bytes on is requested early.
-constexpr int64_t kUnitStep = 2 * kTileRows, kBlockFloats = kTileUnits * kTileRows;
+constexpr int64_t kUnitStep = 2 * kTileRows, kPackedUnits = kTileK / kUnitValues;
+constexpr int64_t kBlockPacked = kBlockUnits / kPackedUnits;  // packed blocks that are multiplied at once
 
+// One packed block of a tile as units in the order of its lines, [pair of groups][unit][group of the pair][32 rows],
+// and its scales [groups][32 rows] unless they are folded in.
 template <class F, bool kFold>
-HWY_INLINE void decode(const Tiles& w, const uint8_t* block, int64_t ahead, float* units, float* scales) {
+HWY_INLINE void decode(const uint8_t* block, float global_scale, float* units, float* scales) {
   constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
   constexpr int kSteps = F::kGroup / kUnitValues / F::kLineUnits;
   const uint8_t* line = block;
-  typename F::template Scales<kFold> scale(block, w.global_scale);
+  typename F::template Scales<kFold> scale(block, global_scale);
   for (int pair = 0; pair < kGroups; pair += 2, scale.template advance<2>()) {
     typename F::Fold fold[4];
     if constexpr (kFold) {
@@ -43,7 +43,6 @@ HWY_INLINE void decode(const Tiles& w, const uint8_t* block, int64_t ahead, floa
     for (int s = 0; s < kSteps; ++s, units += F::kLineUnits * kUnitStep) {
       DSV4_UNROLL
       for (int part = 0; part < 4; ++part, line += kLineBytes) {
-        prefetch(line + ahead, kLineBytes);
         typename F::Codes codes = F::load(line);
         DSV4_UNROLL
         for (int i = 0; i < F::kLineUnits; ++i) {
@@ -64,54 +63,69 @@ HWY_INLINE void decode(const Tiles& w, const uint8_t* block, int64_t ahead, floa
   }
 }
 
-// Registers: kR x kC sums, kC weights, one broadcast; and where pairs are multiplied, which leaves half
-// as many steps between the totals, kR x kC totals that stay for the whole block.
-#if HWY_TARGET == HWY_AVX3_DL
-constexpr size_t kRows = 3, kCols = 4;
-#elif HWY_TARGET == HWY_AVX3
-constexpr size_t kRows = 12, kCols = 2;
-#else
-constexpr size_t kRows = 6, kCols = 2;
-#endif
-constexpr bool kTotalsStay = kUnitValues == 2;
-// Tiles side by side.
-constexpr size_t kStrip = kCols * kLanes > static_cast<size_t>(kTileRows) ? 2 : 1;
+// Registers: kR x kC sums, kC weights, one broadcast; and where there are 32, kR x kC totals that stay for a block.
+constexpr size_t kRows = static_cast<size_t>(kPanelRows), kCols = 2;
+constexpr bool kTotalsStay = kLanes == 16;
 
 struct MicroArgs {
   const float* x;  // [units][x_stride]
   int64_t x_stride;
-  const float* w;  // a block as `decode` has it, the next tile's w_tile behind
-  int64_t w_tile;
-  const float* scales;  // [groups][32], the next tile's kScaleFloats behind
-  float* out;           // [rows][out_stride]
-  int64_t out_stride;
+  const float* w;       // as `decode` has it
+  const float* scales;  // [groups][32]
+  float* sums;          // [rows][32], the totals of earlier blocks; zeros in the first unless kTotalsStay
   int groups, group_units;
-  bool first;  // block of K: `out` has nothing yet. Only where kTotalsStay; elsewhere it has zeros
+  bool first;  // block of K. With kTotalsStay `sums` has nothing yet
+  // What to request of memory, so many bytes with every group.
+  const uint8_t *ahead, *ahead_end;
+  int64_t ahead_step;
+  // With kTotalsStay, in the last block: where the totals go instead, [rows][to_stride] floats, or else BF16.
+  float* to;
+  bf16* to_bf16;
+  int64_t to_stride;
 };
 
-constexpr int64_t kScaleFloats = kMaxGroups * kTileRows;
+void round_bf16_array(const float* x, int64_t n, bf16* out) {
+  int64_t i = 0;
+  for (; i + static_cast<int64_t>(kLanes) <= n; i += static_cast<int64_t>(kLanes)) {
+    store_bf16(hn::LoadU(DF(), x + i), out + i);
+  }
+  for (; i < n; ++i) out[i] = to_bf16(x[i]);
+}
+
+// Two vectors of a row's totals, rounded.
+HWY_INLINE void store_rounded(VF low, VF high, bf16* to) {
+#if HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_AVX3
+  // 64 bytes in one store.
+  const __m256i l = _mm512_cvtepi32_epi16(bf16_bits(low).raw), h = _mm512_cvtepi32_epi16(bf16_bits(high).raw);
+  _mm512_storeu_si512(to, _mm512_inserti64x4(_mm512_castsi256_si512(l), h, 1));
+#else
+  store_bf16(low, to);
+  store_bf16(high, to + kLanes);
+#endif
+}
 
 // Not inlined: the unrolled shapes would be copied into every format's gemm, and compiling them would
 // take most of the build.
-template <size_t kR, size_t kC, bool kFold>
+template <size_t kR, bool kFold>
 HWY_NOINLINE void micro(const MicroArgs& a) {
   const DF df;
+  constexpr size_t kC = kCols;
   const float* x = a.x;
-  const auto out = [&](size_t r, size_t c) { return a.out + static_cast<int64_t>(r) * a.out_stride + c * kLanes; };
-  // Column vector c of a row that lies tile by tile.
-  const auto column = [](const float* row, int64_t tile_stride, size_t c) HWY_ATTR {
-    constexpr size_t kTileVectors = static_cast<size_t>(kTileRows) / kLanes;
-    return hn::LoadU(DF(), row + static_cast<int64_t>(c / kTileVectors) * tile_stride + c % kTileVectors * kLanes);
-  };
+  float* sums = a.sums;
+  const auto at = [&](size_t r, size_t c) { return sums + r * kTileRows + c * kLanes; };
   VF total[kTotalsStay ? kR : 1][kC];
   if constexpr (kTotalsStay) {
     DSV4_UNROLL
     for (size_t r = 0; r < kR; ++r) {
       DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) total[r][c] = a.first ? hn::Zero(df) : hn::LoadU(df, out(r, c));
+      for (size_t c = 0; c < kC; ++c) total[r][c] = a.first ? hn::Zero(df) : hn::LoadU(df, at(r, c));
     }
   }
+  const uint8_t* ahead = a.ahead;
   for (int g = 0; g < a.groups; ++g) {
+    for (const uint8_t* end = std::min(ahead + a.ahead_step, a.ahead_end); ahead < end; ahead += kLineBytes) {
+      prefetch(ahead, kLineBytes);
+    }
     const float* w = a.w + g / 2 * a.group_units * kUnitStep + g % 2 * kTileRows;
     VF acc[kR][kC];
     DSV4_UNROLL
@@ -122,7 +136,7 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
     for (int k = 0; k < a.group_units; ++k, x += a.x_stride, w += kUnitStep) {
       VF value[kC];
       DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) value[c] = column(w, a.w_tile, c);
+      for (size_t c = 0; c < kC; ++c) value[c] = hn::LoadU(df, w + c * kLanes);
       DSV4_UNROLL
       for (size_t r = 0; r < kR; ++r) {
         const VF xr = broadcast(x + r);
@@ -131,120 +145,198 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
       }
     }
     DSV4_UNROLL
-    for (size_t r = 0; r < kR; ++r) {
+    for (size_t c = 0; c < kC; ++c) {
+      VF scale;
+      if constexpr (!kFold) scale = hn::LoadU(df, a.scales + g * kTileRows + c * kLanes);
       DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) {
+      for (size_t r = 0; r < kR; ++r) {
         if constexpr (kFold) {
           // An addition, unlike a multiply-add, has ports on Zen that the products do not use.
           total[r][c] = hn::Add(acc[r][c], total[r][c]);
+        } else if constexpr (kTotalsStay) {
+          total[r][c] = hn::MulAdd(acc[r][c], scale, total[r][c]);
         } else {
-          const VF scale = column(a.scales + g * kTileRows, kScaleFloats, c);
-          if constexpr (kTotalsStay) {
-            total[r][c] = hn::MulAdd(acc[r][c], scale, total[r][c]);
-          } else {
-            hn::StoreU(hn::MulAdd(acc[r][c], scale, hn::LoadU(df, out(r, c))), df, out(r, c));
-          }
+          hn::StoreU(hn::MulAdd(acc[r][c], scale, hn::LoadU(df, at(r, c))), df, at(r, c));
         }
       }
     }
   }
   if constexpr (kTotalsStay) {
-    DSV4_UNROLL
-    for (size_t r = 0; r < kR; ++r) {
+    bf16* to_bf16 = a.to_bf16;
+    const int64_t stride = a.to_stride;
+    if (to_bf16) {
       DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) hn::StoreU(total[r][c], df, out(r, c));
+      for (size_t r = 0; r < kR; ++r, to_bf16 += stride) store_rounded(total[r][0], total[r][1], to_bf16);
+    } else {
+      float* to = a.to;
+      DSV4_UNROLL
+      for (size_t r = 0; r < kR; ++r, to += stride) {
+        DSV4_UNROLL
+        for (size_t c = 0; c < kC; ++c) hn::StoreU(total[r][c], df, to + c * kLanes);
+      }
     }
   }
 }
 
 template <size_t kR, bool kFold>
-HWY_NOINLINE void micro_rows(size_t rows, size_t tiles, const MicroArgs& a) {
+HWY_NOINLINE void micro_rows(size_t rows, const MicroArgs& a) {
   if (rows == kR) {
-    if (tiles == kStrip) {
-      micro<kR, kCols, kFold>(a);
-    } else {
-      micro<kR, kCols / kStrip, kFold>(a);
-    }
+    micro<kR, kFold>(a);
   } else if constexpr (kR > 1) {
-    micro_rows<kR - 1, kFold>(rows, tiles, a);
+    micro_rows<kR - 1, kFold>(rows, a);
   }
 }
 
-// Every row of x, block b of K, times a strip whose units lie at `units`. `ahead`, where it is set, is the
-// packed block that is read next.
+// Rows of [n][stride] floats to rows of y from `row` and columns from `column` on.
+void finish(const float* from, int64_t stride, int64_t n, int64_t columns, const Target& to, int64_t row,
+            int64_t column) {
+  columns = std::min(columns, to.columns - column);
+  for (int64_t r = 0; r < n; ++r, from += stride) {
+    const int64_t at = (row + r) * to.stride + column;
+    if (to.dtype == DType::kF32) {
+      memcpy(static_cast<float*>(to.y) + at, from, static_cast<size_t>(columns) * sizeof(float));
+    } else {
+      round_bf16_array(from, columns, static_cast<bf16*>(to.y) + at);
+    }
+  }
+}
+
+// Scratch of a piece (kMultiplyFloats).
+struct GemmScratch {
+  float *units, *scales, *sums;
+  explicit GemmScratch(float* base)
+      : units(base), scales(units + kBlockUnits * kTileRows), sums(scales + 2 * kMaxGroups * kTileRows) {}
+};
+
+// A block of K of one tile, whose results are columns from `column` on.
+struct TileBlock {
+  const float* units;
+  const float* scales;
+  float* sums;           // [n][32]
+  int64_t b;             // its place along K
+  bool last;             // along K
+  int64_t column;
+  const uint8_t* ahead;  // the packed block that is read next, or null
+  int64_t ahead_bytes;
+};
+
+// Every row of x times a block of a tile.
 template <class F, bool kFold>
-void multiply_strip(const Tiles& w, size_t tiles, int64_t b, const float* x, int64_t n, const float* units,
-                    int64_t w_tile, const float* scales, const uint8_t* ahead, float* out, int64_t columns) {
-  constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
-  constexpr int64_t kBytes = block_bytes(F::kFormat);
-  const int64_t depth = w.padded_cols() / kUnitValues;
-  const int64_t share = ceil_div(kBytes * static_cast<int64_t>(kRows), n * kLineBytes) * kLineBytes;  // per call
-  for (int64_t first = 0; first < n; first += kPanelRows) {
-    const int64_t panel_rows = std::min(kPanelRows, n - first);
-    const float* panel = x + first * depth + b * kTileUnits * panel_rows;
+void multiply_block(const TileBlock& t, const float* x, int64_t n, int64_t depth, const Target& to) {
+  const int64_t units = std::min(kBlockUnits, depth - t.b * kBlockUnits);
+  const int64_t panels = panel_count(n), each = n / panels, extra = n % panels;
+  constexpr int kGroupUnits = F::kGroup / kUnitValues;
+  // Straight to y, where that has all columns.
+  const bool direct = kTotalsStay && t.last && t.column + kTileRows <= to.columns;
+  const float* panel = x + panel_at(n, depth, 0, t.b);
+  const int groups = static_cast<int>(units) / kGroupUnits;
+  // What is read next is requested with every call, and within it where that is much: a burst waits for itself.
+  constexpr int64_t kBurst = 32 * kLineBytes;
+  const int64_t share = t.ahead ? ceil_div(t.ahead_bytes * kPanelRows, n * kLineBytes) * kLineBytes : 0;
+  const int64_t with_group = share > kBurst ? ceil_div(share, groups * kLineBytes) * kLineBytes : 0;
+  const uint8_t* ahead = t.ahead;
+  for (int64_t p = 0, first = 0; p < panels; ++p) {
+    const int64_t panel_rows = each + (p < extra ? 1 : 0);
     // Parts as even as can be: one row alone would wait for the latency.
-    const int64_t parts = ceil_div(panel_rows, static_cast<int64_t>(kRows));
-    for (int64_t part = 0, r = 0; part < parts; ++part) {
-      const int64_t rows = (panel_rows - r) / (parts - part);
-      if (ahead) {
-        for (size_t t = 0; t < tiles; ++t) prefetch(ahead + static_cast<int64_t>(t) * w.tile_bytes(), share);
-        ahead += share;
+    int64_t parts = panel_rows <= kPanelRows ? 1 : ceil_div(panel_rows, kPanelRows);
+    for (int64_t r = 0; r < panel_rows; --parts) {
+      const int64_t rows = parts == 1 ? panel_rows - r : (panel_rows - r) / parts, row = first + r;
+      if (with_group == 0) prefetch(ahead, share);
+      float* sums = t.sums + row * kTileRows;
+      MicroArgs a{.x = panel + r,
+                  .x_stride = panel_rows,
+                  .w = t.units,
+                  .scales = t.scales,
+                  .sums = sums,
+                  .groups = groups,
+                  .group_units = kGroupUnits,
+                  .first = t.b == 0,
+                  .ahead = ahead,
+                  .ahead_end = ahead + share,
+                  .ahead_step = with_group,
+                  .to = sums,
+                  .to_bf16 = nullptr,
+                  .to_stride = kTileRows};
+      if (direct) {
+        const int64_t y = row * to.stride + t.column, bytes = static_cast<int64_t>(dtype_size(to.dtype));
+        a.to_stride = to.stride;
+        if (to.dtype == DType::kBF16) {
+          a.to_bf16 = static_cast<bf16*>(to.y) + y;
+        } else {
+          a.to = static_cast<float*>(to.y) + y;
+        }
+        // The lines of y arrive while the rows are multiplied.
+        for (int64_t i = 0; i < rows; ++i) {
+          const char* line = static_cast<const char*>(to.y) + (y + i * to.stride) * bytes;
+          for (int64_t j = 0; j < kTileRows * bytes; j += 64) __builtin_prefetch(line + j, 1);
+        }
       }
-      for (int64_t c = 0; c < kTileRows; c += static_cast<int64_t>(kCols / kStrip * kLanes)) {
-        micro_rows<kRows, kFold>(static_cast<size_t>(rows), tiles,
-                                 {.x = panel + r,
-                                  .x_stride = panel_rows,
-                                  .w = units + c,
-                                  .w_tile = w_tile,
-                                  .scales = scales + c,
-                                  .out = out + (first + r) * columns + c,
-                                  .out_stride = columns,
-                                  .groups = kGroups,
-                                  .group_units = F::kGroup / kUnitValues,
-                                  .first = b == 0});
+      for (int64_t c = 0; c < kTileRows; c += static_cast<int64_t>(kCols * kLanes)) {
+        micro_rows<kRows, kFold>(static_cast<size_t>(rows), a);
+        a.w += kCols * kLanes;
+        a.scales += kCols * kLanes;
+        a.sums += kCols * kLanes;
+        a.ahead = a.ahead_end;
       }
+      ahead = a.ahead_end;
+      if (t.last && !direct) finish(sums, kTileRows, rows, kTileRows, to, row, t.column);
       r += rows;
     }
+    first += panel_rows;
+    panel += panel_rows * units;
+  }
+}
+
+// Blocks in the order in which x is read: every tile's first, every tile's second, ...
+template <class F, bool kFold>
+void gemm_as(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch, const Target& to) {
+  // Lines of BF16 are units already.
+  constexpr bool kAsPacked = F::kFormat == WeightFormat::kBf16 && kUnitValues == 2;
+  constexpr int64_t kBytes = block_bytes(F::kFormat), kGroups = kTileK / F::kGroup;
+  const GemmScratch s(scratch);
+  if (!kTotalsStay) memset(s.sums, 0, static_cast<size_t>(n * tiles * kTileRows) * sizeof(float));
+  const int64_t blocks = ceil_div(w.blocks(), kBlockPacked), count = blocks * tiles;
+  // After the last of these tiles' come the next tiles' first.
+  const auto packed_at = [&](int64_t i) {
+    const int64_t t = tile + i / count * tiles + i % tiles;
+    return t < w.tiles() ? w.data + t * w.tile_bytes() + i % count / tiles * kBlockPacked * kBytes : nullptr;
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t b = i / tiles, packed = std::min(kBlockPacked, w.blocks() - b * kBlockPacked);
+    const uint8_t* block = packed_at(i);
+    if constexpr (!kAsPacked) {
+      for (int64_t j = 0; j < packed; ++j) {
+        decode<F, kFold>(block + j * kBytes, w.global_scale, s.units + j * kPackedUnits * kTileRows,
+                         s.scales + j * kGroups * kTileRows);
+      }
+    }
+    multiply_block<F, kFold>({.units = kAsPacked ? reinterpret_cast<const float*>(block) : s.units,
+                              .scales = s.scales,
+                              .sums = s.sums + i % tiles * n * kTileRows,
+                              .b = b,
+                              .last = b + 1 == blocks,
+                              .column = i % tiles * kTileRows,
+                              .ahead = packed_at(i + 1),
+                              .ahead_bytes = packed * kBytes},
+                             x, n, w.padded_cols() / kUnitValues, to);
   }
 }
 
 template <class F, bool kFold>
-void gemm_as(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* decoded, float* out) {
-  // Lines of BF16 are units already.
-  constexpr bool kAsPacked = F::kFormat == WeightFormat::kBf16 && kUnitValues == 2;
-  constexpr int64_t kBytes = block_bytes(F::kFormat);
-  const int64_t columns = tiles * kTileRows;
-  float* scales = decoded + kStrip * kBlockFloats;
-  if (!kTotalsStay) memset(out, 0, static_cast<size_t>(n * columns) * sizeof(float));
-  for (int64_t b = 0; b < w.blocks(); ++b) {
-    for (int64_t t = 0; t < tiles; t += static_cast<int64_t>(kStrip)) {
-      const size_t strip = static_cast<size_t>(std::min(static_cast<int64_t>(kStrip), tiles - t));
-      const uint8_t* block = w.data + (tile + t) * w.tile_bytes() + b * kBytes;
-      // The next block of these tiles is requested early: with many rows a little at every call, as a burst
-      // of requests would wait for itself; with few, while this one is decoded.
-      const bool few = n <= kPanelRows && !kAsPacked;
-      const uint8_t* ahead = few ? nullptr : block + kBytes;
-      float* strip_out = out + t * kTileRows;
-      if constexpr (kAsPacked) {
-        multiply_strip<F, kFold>(w, strip, b, x, n, reinterpret_cast<const float*>(block), w.tile_bytes() / 4, scales,
-                                 ahead, strip_out, columns);
-      } else {
-        for (size_t i = 0; i < strip; ++i) {
-          decode<F, kFold>(w, block + static_cast<int64_t>(i) * w.tile_bytes(), few ? kBytes : 0,
-                           decoded + i * kBlockFloats, scales + i * kScaleFloats);
-        }
-        multiply_strip<F, kFold>(w, strip, b, x, n, decoded, kBlockFloats, scales, ahead, strip_out, columns);
-      }
-    }
-  }
+void gemm_in_order(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch,
+                   const Target& to) {
+  constexpr int64_t kFits = 65536;  // units of x that stay in the second-level cache beside all else
+  // Then memory is read from front to back, which is fastest.
+  const int64_t step = n * (w.padded_cols() / kUnitValues) <= kFits ? 1 : tiles;
+  for (int64_t t = 0; t < tiles; t += step) gemm_as<F, kFold>(w, tile + t, step, x, n, scratch, to.from(t * kTileRows));
 }
 
 template <class F>
-void gemm(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* decoded, float* out) {
+void gemm(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch, const Target& to) {
   if constexpr (kCanFold && F::kFormat != WeightFormat::kNvfp4) {
-    if (w.scales_fold) return gemm_as<F, true>(w, tile, tiles, x, n, decoded, out);
+    if (w.scales_fold) return gemm_in_order<F, true>(w, tile, tiles, x, n, scratch, to);
   }
-  gemm_as<F, false>(w, tile, tiles, x, n, decoded, out);
+  gemm_in_order<F, false>(w, tile, tiles, x, n, scratch, to);
 }
 
 }  // namespace dsv4::cpu::HWY_NAMESPACE

@@ -7,29 +7,61 @@
 #include <string_view>
 
 #include "backends/cpu/tiles.h"
+#include "base/dtype.h"
 #include "dsv4/status.h"
 #include "formats/bf16.h"
 
 namespace dsv4::cpu {
 
-// Rows of activations lie in panels: rows 12p .. 12p+11 as [Kp / unit_values][rows of the panel] units, so
-// that one step along K reads consecutive units. A unit is a float, or where unit_values is 2 the bits of
-// two BF16 values of K, the first in the high half. The last panel holds what is left; Kp = K rounded up
-// to kTileK, filled with zeros. A single row is therefore a plain vector.
-inline constexpr int64_t kPanelRows = 12;
+// Rows of activations lie in pieces of kPieceRows, the last of what is left, and those in panels whose rows lie side by
+// side, so that one step along K reads consecutive units. A unit is a float, or where unit_values is 2 the bits of two
+// BF16 values of K, the first in the high half. Up to kFewRows rows are one panel, [Kp / unit_values][rows]; Kp = K
+// rounded up to kTileK, filled with zeros. More make as few panels of at most kPanelRows rows as hold them, as even as
+// can be, cut along K into blocks of kBlockUnits units: [block][panel][unit][row of the panel], so that a block is
+// read from front to back.
+inline constexpr int64_t kPanelRows = 6, kFewRows = 12;
+inline constexpr int64_t kBlockUnits = 128;
+constexpr int64_t panel_count(int64_t rows) { return rows <= kFewRows ? 1 : ceil_div(rows, kPanelRows); }
+// Its first row. The first of them may have one row more.
+constexpr int64_t panel_begin(int64_t rows, int64_t panel) {
+  const int64_t count = panel_count(rows), extra = rows % count;
+  return panel * (rows / count) + (panel < extra ? panel : extra);
+}
+// Units before block b of the panel that begins with row r, in a piece of `rows` rows of `depth` units.
+constexpr int64_t panel_at(int64_t rows, int64_t depth, int64_t r, int64_t b) {
+  const int64_t before = b * kBlockUnits, left = depth - before;
+  return before * rows + r * (left < kBlockUnits ? left : kBlockUnits);
+}
+
 // Rows and tiles that one call of `multiply` takes at most.
-inline constexpr int64_t kPieceRows = 22 * kPanelRows;
+inline constexpr int64_t kPieceRows = 264;
 inline constexpr int64_t kPieceTiles = 4;
-// Floats of scratch that one worker needs for `multiply`.
-inline constexpr int64_t kDecodeFloats = kTileRows * (kTileK + 2 * kMaxGroups);  // two tiles of pairs, or one
+// Floats of scratch that one worker needs for `multiply`: a block of a tile as units, its scales, and sums.
+inline constexpr int64_t kMultiplyFloats =
+    kTileRows * (kBlockUnits + 2 * kMaxGroups) + kPieceRows * kPieceTiles * kTileRows;
+
+// Where results go: row r, column c to y[r * stride + c], c < columns.
+struct Target {
+  void* y = nullptr;
+  DType dtype = DType::kF32;  // or BF16
+  int64_t stride = 0;
+  int64_t columns = 0;
+
+  Target from(int64_t column) const {
+    Target t = *this;
+    t.y = static_cast<char*>(y) + column * static_cast<int64_t>(dtype_size(dtype));
+    t.columns -= column;
+    return t;
+  }
+};
 
 struct LinearKernels {
   int64_t unit_values = 1;  // values of K in a unit
-  // out[r * tiles * 32 + i] = row r of x times row i of `tiles` consecutive tiles; r < n <= kPieceRows.
-  // The sums have the same order whatever n and tiles are: groups of K ascending (tiles.h),
-  // each a chain of fused multiply-adds from zero, times its scale, added to the total ascending.
-  void (*multiply)(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n,
-                   float* decoded, float* out);
+  // to[r][i] = row r of x, a piece of n <= kPieceRows rows, times row i of `tiles` <= kPieceTiles consecutive tiles;
+  // what `to` has no column for is padding. The sums have the same order whatever n and tiles are: groups of K ascending
+  // (tiles.h), each a chain of fused multiply-adds from zero, times its scale, added to the total ascending.
+  void (*multiply)(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch,
+                   const Target& to);
   // BF16 -> act8 -> dequantised, or BF16 as it is; [K] -> [Kp / unit_values] units, zero-padded.
   void (*expand_act8)(const bf16* x, int64_t K, float* out);
   void (*expand_bf16)(const bf16* x, int64_t K, float* out);

@@ -23,10 +23,7 @@ Status run_jobs(Core& c, Workspace::Scope& scope, float* scratch, const Job* job
     const auto tiles_of = [&](int64_t i) { return jobs[i].w->tiles(); };
     shares.work(worker, piece_step(jobs[0].x->rows), count, tiles_of, [&](int64_t i, IndexRange range) {
       const Job& job = jobs[i];
-      multiply_range(c.kernels.linear, *job.w, range, *job.x, s.decoded, s.out,
-                     [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles, const float* result) {
-                       store_result(c.kernels.linear, job.to, *job.w, row, rows, tile, tiles, result);
-                     });
+      multiply_into(c.kernels.linear, *job.w, range, *job.x, s.multiply, job.to);
     });
   });
   return {};

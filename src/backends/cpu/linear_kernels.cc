@@ -22,7 +22,7 @@ namespace dsv4::cpu::HWY_NAMESPACE {
 constexpr int64_t kGemvRows = kUnitValues == 2 ? 4 : 1;
 // Rows up to which it is faster than decoding a block first. BF16 needs no decoding.
 constexpr int64_t most_gemv_rows(WeightFormat format) {
-  return kGemvRows == 1 || format == WeightFormat::kBf16 ? kGemvRows : kPanelRows;
+  return kGemvRows == 1 || format == WeightFormat::kBf16 ? kGemvRows : kFewRows;
 }
 
 // One tile times kRowsAtOnce rows of x, whose units lie side by side, a step of K x_stride apart. The chains of
@@ -114,17 +114,22 @@ void gemv_rows(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int6
   }
 }
 
-// FP32 weights cannot be BF16 pairs: one tile times one row, whose units are x_stride apart, each value
-// of a unit made a float.
-void gemv_f32(const Tiles& w, int64_t tile, const float* x, int64_t x_stride, float* out) {
+// FP32 weights cannot be BF16 pairs: one tile times row r of a piece of n, each value of a unit made a float.
+void gemv_f32(const Tiles& w, int64_t tile, const float* piece, int64_t n, int64_t r, float* out) {
   constexpr WeightFormat kFormat = WeightFormat::kF32;
   constexpr int64_t kGroup = group_values(kFormat);
+  int64_t p = 0;
+  while (panel_begin(n, p + 1) <= r) ++p;
+  const int64_t first = panel_begin(n, p), x_stride = panel_begin(n, p + 1) - first;
   const uint8_t* block = w.data + tile * w.tile_bytes();
   V16 total[2] = {set16(0.0f), set16(0.0f)};
-  for (int64_t b = w.blocks(); b > 0; --b, block += block_bytes(kFormat)) {
-    for (int64_t first = 0; first < kTileK; first += kGroup) {
+  for (int64_t b = 0; b < w.blocks(); ++b, block += block_bytes(kFormat)) {
+    const int64_t unit = b * kPackedUnits;
+    const float* x = piece + panel_at(n, w.padded_cols() / kUnitValues, first, unit / kBlockUnits) +
+                     unit % kBlockUnits * x_stride + r - first;
+    for (int64_t group = 0; group < kTileK; group += kGroup) {
       V16 acc[2] = {set16(0.0f), set16(0.0f)};
-      for (int64_t k = first; k < first + kGroup; x += x_stride) {
+      for (int64_t k = group; k < group + kGroup; x += x_stride) {
         float value[2] = {*x};
         if constexpr (kUnitValues == 2) {
           const uint32_t pair = float_to_bits(*x);
@@ -148,38 +153,34 @@ void gemv_f32(const Tiles& w, int64_t tile, const float* x, int64_t x_stride, fl
 }
 
 void multiply_f32(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* out) {
-  const int64_t depth = w.padded_cols() / kUnitValues;
   for (int64_t r = 0; r < n; ++r) {
-    const int64_t first = r / kPanelRows * kPanelRows, stride = std::min(kPanelRows, n - first);
-    for (int64_t t = 0; t < tiles; ++t) {
-      gemv_f32(w, tile + t, x + first * depth + r - first, stride, out + (r * tiles + t) * kTileRows);
-    }
+    for (int64_t t = 0; t < tiles; ++t) gemv_f32(w, tile + t, x, n, r, out + (r * tiles + t) * kTileRows);
   }
 }
 
 template <class F>
-void multiply_as(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* decoded,
-                 float* out) {
-  if (n <= most_gemv_rows(F::kFormat)) {
-    if (F::kFormat == WeightFormat::kMxfp4 && w.scales_fold) {
-      gemv_rows<F, true>(w, tile, tiles, x, n, out);
-    } else {
-      gemv_rows<F, false>(w, tile, tiles, x, n, out);
-    }
+void multiply_as(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch,
+                 const Target& to) {
+  if (n > most_gemv_rows(F::kFormat)) return gemm<F>(w, tile, tiles, x, n, scratch, to);
+  if (F::kFormat == WeightFormat::kMxfp4 && w.scales_fold) {
+    gemv_rows<F, true>(w, tile, tiles, x, n, scratch);
   } else {
-    gemm<F>(w, tile, tiles, x, n, decoded, out);
+    gemv_rows<F, false>(w, tile, tiles, x, n, scratch);
   }
+  finish(scratch, tiles * kTileRows, n, tiles * kTileRows, to, 0, 0);
 }
 
-void multiply(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* decoded,
-              float* out) {
+void multiply(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch,
+              const Target& to) {
   switch (w.format) {
-    case WeightFormat::kMxfp4: return multiply_as<Mxfp4>(w, tile, tiles, x, n, decoded, out);
-    case WeightFormat::kNvfp4: return multiply_as<Nvfp4>(w, tile, tiles, x, n, decoded, out);
-    case WeightFormat::kFp8Tile128: return multiply_as<Fp8>(w, tile, tiles, x, n, decoded, out);
-    case WeightFormat::kBf16: return multiply_as<Bf16>(w, tile, tiles, x, n, decoded, out);
+    case WeightFormat::kMxfp4: return multiply_as<Mxfp4>(w, tile, tiles, x, n, scratch, to);
+    case WeightFormat::kNvfp4: return multiply_as<Nvfp4>(w, tile, tiles, x, n, scratch, to);
+    case WeightFormat::kFp8Tile128: return multiply_as<Fp8>(w, tile, tiles, x, n, scratch, to);
+    case WeightFormat::kBf16: return multiply_as<Bf16>(w, tile, tiles, x, n, scratch, to);
     case WeightFormat::kF32:
-    case WeightFormat::kI32: return multiply_f32(w, tile, tiles, x, n, out);
+    case WeightFormat::kI32:
+      multiply_f32(w, tile, tiles, x, n, scratch);
+      return finish(scratch, tiles * kTileRows, n, tiles * kTileRows, to, 0, 0);
   }
 }
 
@@ -212,18 +213,52 @@ HWY_INLINE void store_units(const float* values, int64_t n, float* units) {
     hn::StoreU(hn::BitCast(DF(), pair), DF(), units + i / 2);
   }
 }
+
+// A whole group of act8, rounded as BF16: a code has four of its eight significant bits. False where some value is
+// no number or would be a subnormal code, which that does not round.
+HWY_INLINE bool expand_act8_group(const bf16* x, float* units) {
+  constexpr size_t kVectors = kAct8Group / 32;
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  __m512i value[kVectors], most = _mm512_setzero_si512();
+  DSV4_UNROLL
+  for (size_t i = 0; i < kVectors; ++i) {
+    value[i] = _mm512_loadu_si512(x + 32 * i);
+    most = _mm512_max_epu16(most, _mm512_and_si512(value[i], magnitude));
+  }
+  const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
+  const __m128i quarter = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  // The instruction finds the least.
+  const __m128i least = _mm_minpos_epu16(_mm_xor_si128(quarter, _mm_set1_epi16(-1)));
+  const uint32_t amax = ~static_cast<uint32_t>(_mm_cvtsi128_si32(least)) & 0xffffu;
+  if (amax >= 0x7f80) return false;
+  const int b = act8_scale_byte(bits_to_float(amax << 16));
+  const __m512i zero_up = _mm512_set1_epi16(-1), normal = _mm512_set1_epi16(static_cast<int16_t>(((b - 6) << 7) - 1));
+  __mmask32 subnormal = 0;
+  DSV4_UNROLL
+  for (size_t i = 0; i < kVectors; ++i) {
+    const __m512i v = _mm512_and_si512(value[i], magnitude);
+    // Zero becomes the highest.
+    subnormal |= _mm512_cmplt_epu16_mask(_mm512_add_epi16(v, zero_up), normal);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi16(1));
+    const __m512i up = _mm512_add_epi16(_mm512_add_epi16(value[i], _mm512_set1_epi16(7)), odd);
+    const __m512i rounded = _mm512_and_si512(up, _mm512_set1_epi16(-16));
+    _mm512_storeu_si512(units + 16 * i, _mm512_ror_epi32(rounded, 16));
+  }
+  return subnormal == 0;
+}
 #endif
 
 void expand_act8(const bf16* x, int64_t K, float* units) {
   const DF df;
   const DI di;
   for (int64_t begin = 0; begin < K; begin += kAct8Group, x += kAct8Group, units += kAct8Group / kUnitValues) {
+    const int64_t n = std::min<int64_t>(kAct8Group, K - begin);
 #if HWY_TARGET == HWY_AVX3_DL
+    if (n == kAct8Group && expand_act8_group(x, units)) continue;
     alignas(64) float out[kAct8Group];
 #else
     float* out = units;
 #endif
-    const int64_t n = std::min<int64_t>(kAct8Group, K - begin);
     auto most = hn::Zero(di);  // of the absolute values' bits: the same order as the values
     int64_t i = 0;
     for (; i + static_cast<int64_t>(kLanes) <= n; i += static_cast<int64_t>(kLanes)) {
@@ -300,18 +335,23 @@ void transpose(const float* x, int64_t stride, int64_t rows, int64_t n, float* o
       hn::StoreU(hn::ConcatUpperUpper(d, EF, AB), d, to + 3 * rows);
     }
   }
+  const hn::Full64<float> pair;
+  for (; done + 2 <= rows; done += 2) {
+    const float* from = x + done * stride;
+    float* to = out + done;
+    for (int64_t i = 0; i + 4 <= n; i += 4, from += 4, to += 4 * rows) {
+      const auto a = hn::LoadU(d, from), b = hn::LoadU(d, from + stride);
+      const auto low = hn::InterleaveLower(d, a, b), high = hn::InterleaveUpper(d, a, b);
+      hn::StoreU(hn::LowerHalf(pair, low), pair, to);
+      hn::StoreU(hn::UpperHalf(pair, low), pair, to + rows);
+      hn::StoreU(hn::LowerHalf(pair, high), pair, to + 2 * rows);
+      hn::StoreU(hn::UpperHalf(pair, high), pair, to + 3 * rows);
+    }
+  }
 #endif
   for (; done < rows; ++done) {
     for (int64_t i = 0; i < n; ++i) out[i * rows + done] = x[done * stride + i];
   }
-}
-
-void round_bf16_array(const float* x, int64_t n, bf16* out) {
-  int64_t i = 0;
-  for (; i + static_cast<int64_t>(kLanes) <= n; i += static_cast<int64_t>(kLanes)) {
-    store_bf16(hn::LoadU(DF(), x + i), out + i);
-  }
-  for (; i < n; ++i) out[i] = to_bf16(x[i]);
 }
 
 HWY_INLINE VF swiglu_one(VF a, VF u, float limit, float weight) {

@@ -99,10 +99,11 @@ Status make_plan(const LinearKernels& kernels, const MoeArgs& a, Workspace::Scop
 void run_up(Core& c, const Plan& plan, const Segment& s, float limit, IndexRange range, const WorkerScratch& scratch) {
   const LinearKernels& kernels = c.kernels.linear;
   multiply_range(
-      kernels, *s.w1, range, s.x, scratch.decoded, scratch.out,
+      kernels, *s.w1, range, s.x, scratch.multiply, scratch.out,
       [&](int64_t row, int64_t n, int64_t tile, int64_t tiles, const float* gate) {
-        kernels.multiply(*s.w3, tile, tiles, s.x.at(row), n, scratch.decoded, scratch.out2);
         const int64_t columns = tiles * kTileRows;
+        kernels.multiply(*s.w3, tile, tiles, s.x.at(row), n, scratch.multiply,
+                         {.y = scratch.out2, .stride = columns, .columns = columns});
         for (int64_t r = 0; r < n; ++r) {
           kernels.swiglu(gate + r * columns, scratch.out2 + r * columns, columns, limit,
                          plan.weight[s.first + row + r],
@@ -119,7 +120,7 @@ void run_down(Core& c, const Plan& plan, const MoeArgs& a, int64_t tile, int64_t
   std::fill(sum, sum + a.T * columns, 0.0f);
   for (int64_t i = 0; i < plan.count; ++i) {
     const Segment& s = plan.segments[i];
-    multiply_range(kernels, *s.w2, {tile, tile + count}, s.h, scratch.decoded, scratch.out,
+    multiply_range(kernels, *s.w2, {tile, tile + count}, s.h, scratch.multiply, scratch.out,
                    [&](int64_t row, int64_t n, int64_t t, int64_t tiles, const float* out) {
                      for (int64_t r = 0; r < n; ++r) {
                        kernels.add_rounded(out + r * tiles * kTileRows, tiles * kTileRows,

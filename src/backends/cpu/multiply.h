@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
 #include "backends/cpu/core.h"
 
@@ -10,15 +9,15 @@ namespace dsv4::cpu {
 
 inline bool takes_act8(const Tiles& w) { return format_info(w.format).quantised_input; }
 
-// Floats of one worker's scratch: decoded weights, two results of a piece, one chunk of a panel's rows.
+// Floats of one worker's scratch: that of `multiply`, two results of a piece, one chunk of a panel's rows.
 inline constexpr int64_t kPieceFloats = kPieceRows * kPieceTiles * kTileRows;
-inline constexpr int64_t kChunk = 512;  // values of K that one item of panel filling covers
-inline constexpr int64_t kWorkerFloats = kDecodeFloats + 2 * kPieceFloats + kPanelRows * kChunk;
+inline constexpr int64_t kChunkUnits = 4 * kBlockUnits;  // of a row that one item of panel filling covers
+inline constexpr int64_t kWorkerFloats = kMultiplyFloats + 2 * kPieceFloats + kFewRows * kChunkUnits;
 
 struct WorkerScratch {
-  float *decoded, *out, *out2, *rows;
+  float *multiply, *out, *out2, *rows;
   WorkerScratch(float* base, int worker)
-      : decoded(base + worker * kWorkerFloats), out(decoded + kDecodeFloats),
+      : multiply(base + worker * kWorkerFloats), out(multiply + kMultiplyFloats),
         out2(out + kPieceFloats), rows(out2 + kPieceFloats) {}
 };
 
@@ -31,47 +30,68 @@ struct Panels {
   const LinearKernels* kernels = nullptr;
   int64_t rows = 0, K = 0;
   bool act8 = false;
-  float* data = nullptr;  // [panel][row_units][rows of the panel]
+  float* data = nullptr;  // [piece][its panels]
 
   int64_t padded() const { return ceil_div(K, kTileK) * kTileK; }
   int64_t row_units() const { return padded() / kernels->unit_values; }
   int64_t units() const { return rows * row_units(); }
-  // Row r, which begins a panel.
+  // Row r, which begins a piece.
   const float* at(int64_t r) const { return data + r * row_units(); }
+  int64_t piece_rows(int64_t piece) const { return std::min(kPieceRows, rows - piece * kPieceRows); }
   // Filling is cut into items that any worker may do.
-  int64_t chunks() const { return ceil_div(padded(), kChunk); }
-  int64_t items() const { return ceil_div(rows, kPanelRows) * chunks(); }
+  int64_t chunks() const { return ceil_div(row_units(), kChunkUnits); }
+  int64_t items() const {
+    const int64_t pieces = ceil_div(rows, kPieceRows), whole = panel_count(kPieceRows);
+    return pieces == 0 ? 0 : ((pieces - 1) * whole + panel_count(piece_rows(pieces - 1))) * chunks();
+  }
 
   template <class Row>
   void fill(int64_t item, const Row& row, float* scratch) const {
-    const int64_t first = item / chunks() * kPanelRows, k = item % chunks() * kChunk;
-    const int64_t n = std::min(kPanelRows, rows - first), values = std::min(kChunk, K - k);
-    const int64_t width = std::min(kChunk, padded() - k) / kernels->unit_values;
-    float* panel = data + first * row_units() + k / kernels->unit_values * n;
-    for (int64_t r = 0; r < n; ++r) {
-      float* to = n == 1 ? panel : scratch + r * kChunk;
-      (act8 ? kernels->expand_act8 : kernels->expand_bf16)(row(first + r) + k, values, to);
+    const int64_t panel = item / chunks(), piece = panel / panel_count(kPieceRows), p = panel % panel_count(kPieceRows);
+    const int64_t n = piece_rows(piece), begin = panel_begin(n, p), count = panel_begin(n, p + 1) - begin;
+    const int64_t unit = item % chunks() * kChunkUnits, width = std::min(kChunkUnits, row_units() - unit);
+    const int64_t k = unit * kernels->unit_values, values = std::min(width * kernels->unit_values, K - k);
+    float* to = data + piece * kPieceRows * row_units();
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t t = piece * kPieceRows + begin + r;
+      // The next panel's row comes from memory meanwhile.
+      if (t + kPanelRows < rows) {
+        const char* next = reinterpret_cast<const char*>(row(t + kPanelRows) + k);
+        for (int64_t i = 0; i < values * 2; i += 64) __builtin_prefetch(next + i, 0, 2);
+      }
+      (act8 ? kernels->expand_act8 : kernels->expand_bf16)(row(t) + k, values,
+                                                           n == 1 ? to + unit : scratch + r * kChunkUnits);
     }
-    if (n > 1) kernels->transpose(scratch, kChunk, n, width, panel);
+    if (n == 1) return;
+    for (int64_t done = 0; done < width; done += kBlockUnits) {
+      kernels->transpose(scratch + done, kChunkUnits, count, std::min(kBlockUnits, width - done),
+                         to + panel_at(n, row_units(), begin, (unit + done) / kBlockUnits));
+    }
   }
 };
 
 // Tiles of a piece at least, where `rows` rows are multiplied: few rows are soon done.
-constexpr int64_t piece_step(int64_t rows) { return rows <= kPanelRows ? kPieceTiles / 2 : kPieceTiles; }
+constexpr int64_t piece_step(int64_t rows) { return rows <= kFewRows ? kPieceTiles / 2 : 1; }
 
-// Calls sink(first_row, rows, first_tile, tiles, result) for pieces that cover all rows of x and
-// `range` of w's tiles; result is [rows][tiles * 32].
-template <class Sink>
-void multiply_range(const LinearKernels& kernels, const Tiles& w, IndexRange range, const Panels& x,
-                    float* decoded, float* out, const Sink& sink) {
+// Calls f(first_row, rows, first_tile, tiles) for pieces that cover all rows of x and `range` of tiles.
+template <class F>
+void for_pieces(IndexRange range, const Panels& x, const F& f) {
   for (int64_t t = range.begin; t < range.end; t += kPieceTiles) {
-    const int64_t count = std::min(kPieceTiles, range.end - t);
     for (int64_t row = 0; row < x.rows; row += kPieceRows) {
-      const int64_t n = std::min(kPieceRows, x.rows - row);
-      kernels.multiply(w, t, count, x.at(row), n, decoded, out);
-      sink(row, n, t, count, out);
+      f(row, std::min(kPieceRows, x.rows - row), t, std::min(kPieceTiles, range.end - t));
     }
   }
+}
+
+// The same with w's tiles multiplied: sink(first_row, rows, first_tile, tiles, result), result [rows][tiles * 32].
+template <class Sink>
+void multiply_range(const LinearKernels& kernels, const Tiles& w, IndexRange range, const Panels& x,
+                    float* scratch, float* out, const Sink& sink) {
+  for_pieces(range, x, [&](int64_t row, int64_t n, int64_t tile, int64_t tiles) {
+    const int64_t columns = tiles * kTileRows;
+    kernels.multiply(w, tile, tiles, x.at(row), n, scratch, {.y = out, .stride = columns, .columns = columns});
+    sink(row, n, tile, tiles, out);
+  });
 }
 
 // Where a linear's result goes: columns [column, column + w.rows) of y [T, stride].
@@ -81,18 +101,16 @@ struct Output {
   int64_t stride = 0, column = 0;
 };
 
-inline void store_result(const LinearKernels& kernels, const Output& to, const Tiles& w, int64_t row,
-                         int64_t n, int64_t tile, int64_t count, const float* result) {
-  const int64_t columns = std::min(count * kTileRows, w.rows - tile * kTileRows);
-  for (int64_t r = 0; r < n; ++r) {
-    const float* from = result + r * count * kTileRows;
-    const int64_t at = (row + r) * to.stride + to.column + tile * kTileRows;
-    if (to.dtype == DType::kF32) {
-      memcpy(static_cast<float*>(to.y) + at, from, static_cast<size_t>(columns) * sizeof(float));
-    } else {
-      kernels.round_bf16(from, columns, static_cast<bf16*>(to.y) + at);
-    }
-  }
+inline void multiply_into(const LinearKernels& kernels, const Tiles& w, IndexRange range, const Panels& x,
+                          float* scratch, const Output& to) {
+  for_pieces(range, x, [&](int64_t row, int64_t n, int64_t tile, int64_t tiles) {
+    const int64_t at = row * to.stride + to.column + tile * kTileRows;
+    kernels.multiply(w, tile, tiles, x.at(row), n, scratch,
+                     {.y = static_cast<char*>(to.y) + at * static_cast<int64_t>(dtype_size(to.dtype)),
+                      .dtype = to.dtype,
+                      .stride = to.stride,
+                      .columns = w.rows - tile * kTileRows});
+  });
 }
 
 }  // namespace dsv4::cpu

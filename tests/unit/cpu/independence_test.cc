@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "backends/cpu/kernels.h"
+#include "formats/quantise.h"
 #include "unit/cpu/make_weight.h"
 
 namespace dsv4 {
@@ -12,7 +13,7 @@ using tests::Machine;
 using tests::Published;
 
 const WeightFormat kFormats[] = {WeightFormat::kBf16, WeightFormat::kFp8Tile128, WeightFormat::kMxfp4,
-                                 WeightFormat::kNvfp4};
+                                 WeightFormat::kNvfp4, WeightFormat::kF32};
 
 std::vector<float> run_linear(Machine& m, const Published& w, const std::vector<bf16>& x, int64_t T) {
   auto packed = m.backend->pack(w.request);
@@ -44,19 +45,19 @@ TEST(Independence, LinearOfThreads) {
 }
 
 TEST(Independence, LinearOfTheBatch) {
-  constexpr int64_t kRows = 300, kN = 72, kK = 256;  // more rows than one unit holds
+  constexpr int64_t kRows = 300, kN = 72, kK = 600;  // more rows than a piece, and blocks of K up to a partial one
   for (WeightFormat format : kFormats) {
     const Published w(WeightRole::kLinear, format, kN, kK, 1, 1, 11);
     const std::vector<bf16> x = tests::random_bf16(kRows * kK, 13);
     Machine m(tests::cpu(2));
     const std::vector<float> all = run_linear(m, w, x, kRows);
-    for (int64_t t : {0, 1, 11, 12, 263, 264, 299}) {
+    for (int64_t t : {0, 1, 6, 11, 12, 263, 264, 299}) {
       const std::vector<bf16> row(x.begin() + t * kK, x.begin() + (t + 1) * kK);
       const std::vector<float> alone(all.begin() + t * kN, all.begin() + (t + 1) * kN);
       EXPECT_TRUE(same_bits(run_linear(m, w, row, 1), alone)) << format_info(format).name << " row " << t;
     }
-    // Few rows go several ways, by their number.
-    for (int64_t T = 2; T <= 26; T += T < 14 ? 1 : 6) {
+    // Few rows go several ways, by their number, and more make panels of different heights.
+    for (int64_t T = 2; T <= 31; ++T) {
       const std::vector<bf16> few(x.begin(), x.begin() + T * kK);
       const std::vector<float> first(all.begin(), all.begin() + T * kN);
       EXPECT_TRUE(same_bits(run_linear(m, w, few, T), first)) << format_info(format).name << ", " << T << " rows";
@@ -66,6 +67,7 @@ TEST(Independence, LinearOfTheBatch) {
 
 TEST(Independence, LinearOfTheInstructionSet) {
   for (WeightFormat format : kFormats) {
+    if (format == WeightFormat::kF32) continue;  // its products are not exact
     const Published w(WeightRole::kLinear, format, 40, 384, 1, 1, 17);
     for (int64_t T : {1, 14}) {
       const std::vector<bf16> x = tests::random_bf16(static_cast<size_t>(T * 384), 19);
@@ -174,6 +176,37 @@ TEST(Independence, MoeOfThreadsAndBatch) {
     const std::vector<bf16> y = run_moe(one, {x.begin() + t * kD, x.begin() + (t + 1) * kD},
                                         {ids.begin() + 2 * t, ids.begin() + 2 * t + 2}, {0.6f, 0.4f}, 1);
     EXPECT_EQ(memcmp(y.data(), expected.data() + t * kD, kD * sizeof(bf16)), 0) << "row " << t;
+  }
+}
+
+// Every BF16 value in groups of several ranges, whatever way a group goes: by act8's definition.
+TEST(Act8, ExpandsToWhatItsCodesMean) {
+  for (const char* isa : {"avx512_bf16", "avx512", "avx2", "neon", "scalar"}) {
+    const Result<cpu::Kernels> kernels = cpu::select_kernels(isa);
+    if (!kernels.ok()) continue;  // not of this machine
+    const int64_t per_unit = kernels->linear.unit_values;
+    for (uint32_t most : {0x0000u, 0x3f00u, 0x3f80u, 0x4060u, 0x43e0u, 0x43e1u, 0x7f7fu, 0x7f80u}) {
+      for (uint32_t first = 0; first < 0x10000; first += kAct8Group - 1) {
+        bf16 x[kAct8Group] = {bf16{static_cast<uint16_t>(most)}};
+        for (uint32_t i = 1; i < kAct8Group; ++i) {
+          // Finite values are held to the group's range, so that many groups have that one.
+          const uint16_t bits = static_cast<uint16_t>(first + i - 1);
+          const bool larger = (bits & 0x7fffu) > most && (bits & 0x7fffu) < 0x7f80 && most > 0;
+          x[i].bits = larger ? static_cast<uint16_t>(most - i) : bits;
+        }
+        uint8_t codes[kAct8Group];
+        const float scale = ue8m0_to_float(act8_quantise(x, kAct8Group, codes));
+        float units[kAct8Group];
+        kernels->linear.expand_act8(x, kAct8Group, units);
+        for (int64_t i = 0; i < kAct8Group; ++i) {
+          const uint32_t unit = float_to_bits(units[i / per_unit]);
+          const float found = per_unit == 1 ? units[i] : bits_to_float(i % 2 == 0 ? unit & 0xffff0000u : unit << 16);
+          const float expected = e4m3_to_float(codes[i]) * scale;
+          ASSERT_TRUE(std::isnan(expected) ? std::isnan(found) : float_to_bits(found) == float_to_bits(expected))
+              << isa << " " << to_float(x[i]) << " of " << to_float(x[0]) << ": " << found << ", not " << expected;
+        }
+      }
+    }
   }
 }
 
