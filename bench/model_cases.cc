@@ -105,6 +105,13 @@ std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows,
                          .r = r,
                          .topk = m.index_topk};
   add("index_select", cat("indexer", at), [=](uint64_t s) { return index_select_case(index, s); });
+  const bool batch = T > kMostDecodeRows && T <= kMostDecodeBatch;
+  const Sequences each(static_cast<size_t>(batch ? T : 0), {options.context, 1});
+  if (batch) {
+    IndexShape i_batch = index;
+    i_batch.sequences = each;
+    add("index_select", cat("indexer, ", T, " sequences", at), [=](uint64_t s) { return index_select_case(i_batch, s); });
+  }
   const AttentionShape a{.sequences = seqs, .H = H, .d = d, .r = r, .window = m.sliding_window};
   AttentionShape a_csa = a, a_hca = a;
   a_csa.ratio = 4;
@@ -113,9 +120,9 @@ std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows,
   add("attention", cat("SWA", at), [=](uint64_t s) { return attention_case(a, s); });
   add("attention", cat("CSA", at), [=](uint64_t s) { return attention_case(a_csa, s); });
   add("attention", cat("HCA", at), [=](uint64_t s) { return attention_case(a_hca, s); });
-  if (T > kMostDecodeRows && T <= kMostDecodeBatch) {
+  if (batch) {
     AttentionShape a_batch = a_csa;
-    a_batch.sequences.assign(static_cast<size_t>(T), {options.context, 1});
+    a_batch.sequences = each;
     add("attention", cat("CSA, ", T, " sequences", at), [=](uint64_t s) { return attention_case(a_batch, s); });
   }
   const auto attend = [&](const char* kind, const AttentionShape& s) {

@@ -281,6 +281,19 @@ std::vector<CaseSpec> large_cases() {
     set.add("attention", name, [=](uint64_t s) { return attention_case(a, s); });
     set.add("attend", name, [=](uint64_t s) { return attend_case(a, 8, 64, s); });
   }
+  // Contexts whose scores one cluster makes for a row alone and the whole GPU for all of them, rows of a prompt that share
+  // keys, few rows of many entries; with one head half of the scores are zero.
+  const Sequences decode{{40002, 1}, {1299, 1}, {3, 1}, {17000, 2}, {9003, 1}, {5000, 1}, {700, 1}, {2050, 2}},
+      prompt{{9001, 18}, {5, 3}}, few{{16000, 3}, {15003, 1}}, one{{40002, 1}};
+  for (const auto& [what, seqs] :
+       {std::pair{"long decode", decode}, {"long prompt", prompt}, {"few rows", few}, {"one row", one}}) {
+    for (const IndexShape& i : {IndexShape{.sequences = seqs, .heads = 64, .e = 128, .topk = 512},
+                                IndexShape{.sequences = seqs, .heads = 1, .topk = 2100},
+                                IndexShape{.sequences = seqs, .heads = 65, .topk = 200}}) {
+      set.add("index_select", cat(what, " heads=", i.heads, " e=", i.e, " topk=", i.topk),
+              [=](uint64_t s) { return index_select_case(i, s); });
+    }
+  }
   return std::move(set.specs);
 }
 

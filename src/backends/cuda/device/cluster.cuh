@@ -18,11 +18,17 @@ __device__ inline uint32_t shared_address(const void* shared) {
 }
 
 // By one thread of every block, before blocks_started().
-__device__ inline void expect_arrivals(Arrivals& a, uint32_t bytes) {
-  const uint32_t at = shared_address(&a);
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+__device__ inline void prepare_arrivals(Arrivals& a) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&a)) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+// How many bytes, by one thread of the block, once; some may have come.
+__device__ inline void expect_bytes(Arrivals& a, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&a)), "r"(bytes) : "memory");
+}
+__device__ inline void expect_arrivals(Arrivals& a, uint32_t bytes) {
+  prepare_arrivals(a);
+  expect_bytes(a, bytes);
 }
 
 // All threads: first the one, then before anything is sent the other.
@@ -45,6 +51,17 @@ __device__ inline void send(float4* to, float4 v, Arrivals& a, int rank) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
                    address_in(to, rank)),
                "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(address_in(&a, rank))
+               : "memory");
+}
+__device__ inline void send(uint2* to, uint2 v, Arrivals& a, int rank) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(address_in(to, rank)),
+               "r"(v.x), "r"(v.y), "r"(address_in(&a, rank))
+               : "memory");
+}
+__device__ inline void send(uint4* to, uint4 v, Arrivals& a, int rank) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   address_in(to, rank)),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(address_in(&a, rank))
                : "memory");
 }
 

@@ -1,200 +1,42 @@
-// index_select: scores on tensor cores, top-k by radix. For few rows in one launch: the entries of a row
-// are shared out among the blocks of one cluster, which count together. For many rows in two, a block
-// per row for the selection.
-#include <cooperative_groups.h>
-
+// index_select. One row, or few of short contexts, in one launch: the blocks of a cluster share out the entries of a row,
+// score and select. Otherwise scores by the whole GPU first, then a cluster per row that selects.
 #include <algorithm>
 
 #include "backends/cuda/core.h"
-#include "backends/cuda/device/mma.cuh"
-#include "backends/cuda/device/rows.cuh"
+#include "backends/cuda/device/index_scores.cuh"
+#include "backends/cuda/device/index_select.cuh"
 #include "backends/cuda/launch/prepare.h"
 #include "backends/cuda/ops.h"
+#include "base/str.h"
+#include "ops/check.h"
 
 namespace dsv4::cuda {
 namespace {
 
-namespace cg = cooperative_groups;
+constexpr int kScoreThreads = 256, kScoreTiles = kScoreThreads / 128;  // of score_kernel, two blocks per processor
+constexpr int kMostChunk = 1024;                                       // entries of its blocks
+constexpr int kPlaces = 2;                                             // of keys, for a warpgroup; where rows share keys, 1
+constexpr int kPromptRows = 4;                                         // rows of one sequence that share keys
+constexpr int kIndexThreads = 512, kIndexTiles = kIndexThreads / 128;  // of index_kernel
+constexpr int kFewRows = 16, kFewEntries = 4096;                       // what it takes, and
+constexpr int kLongEntries = 65536;                                    // of one row
+constexpr int kClusters = 7;                                           // of 16 blocks find room at the same time, on an H200
+constexpr int kSelectBlocks = 64;                                      // of select_kernel: a row gets no more from here on
+constexpr int kKeysOfBlock = 8192;                                     // unless a block would have more
+constexpr int64_t kScoreBytes = int64_t{256} << 20;                    // of scores at one time; longer batches take turns
+constexpr int64_t kMaxRows = 65535;                                    // of one grid
 
-constexpr int kScoreWarps = 4;
-constexpr int kEntries = kScoreWarps * 32;  // of one block of score_kernel
-constexpr int kSelectThreads = 512, kSelectWarps = kSelectThreads / 32;
-constexpr int kFewRows = 16;                // up to here a cluster per row
-constexpr int64_t kScoreBytes = int64_t{256} << 20;  // of scores at one time; longer batches take turns
-
-template <int E>
-constexpr int kQueryRow = E * 2 + 64;  // bytes; rows meet different banks
-
-// The queries of row t and their weights in shared memory, heads padded to whole tiles.
-template <int E>
-__device__ float* load_queries(const IndexSelectArgs& a, int64_t t, char* q) {
-  const int heads = static_cast<int>(a.heads), tiles = (heads + 15) / 16;
-  float* w = reinterpret_cast<float*>(q + tiles * 16 * kQueryRow<E>);
-  const float scale = (1.0f / sqrtf(static_cast<float>(E))) * (1.0f / sqrtf(static_cast<float>(heads)));
-  for (int i = threadIdx.x; i < tiles * 16 * (E / 8); i += blockDim.x) {
-    const int h = i / (E / 8), at = i % (E / 8);
-    uint4 v = {0, 0, 0, 0};
-    if (h < heads) v = reinterpret_cast<const uint4*>(a.q + (t * heads + h) * E)[at];
-    *reinterpret_cast<uint4*>(q + h * kQueryRow<E> + at * 16) = v;
-  }
-  for (int h = threadIdx.x; h < tiles * 16; h += blockDim.x) {
-    w[h] = h < heads ? round_bf16(to_float(a.weights[t * heads + h]) * scale) : 0.0f;
-  }
-  return w;
+__device__ int visible_entries(const IndexSelectArgs& a, int64_t t) {
+  return (a.batch.positions[t] + 1) / static_cast<int>(a.ratio);
 }
-
-// Scores of NT * 8 entries from `mine` by one warp: sum over heads of relu(q . k) w. Heads are the M
-// operand, entries N. scores[i] for entry mine + i below `end`.
-template <int E, int NT>
-__device__ void score_entries(const IndexSelectArgs& a, int seq, const char* q, const float* w, int mine, int end,
-                              float* scores) {
-  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, tiles = (static_cast<int>(a.heads) + 15) / 16;
-  uint4 k[NT][E / 32];
-#pragma unroll
-  for (int n = 0; n < NT; ++n) {
-    const int entry = min(mine + n * 8 + g, end - 1);
-    const int64_t page = a.batch.seq_pages[seq * a.batch.max_pages + entry / a.keys.per_page];
-    const char* key = a.keys.data + (page * a.keys.per_page + entry % a.keys.per_page) * a.keys.row_bytes;
-#pragma unroll
-    for (int j = 0; j < E / 32; ++j) k[n][j] = *reinterpret_cast<const uint4*>(key + j * 64 + c * 16);
-  }
-  float sum[NT][2] = {};
-  for (int tile = 0; tile < tiles; ++tile) {
-    float dot[NT][4] = {};
-#pragma unroll
-    for (int j = 0; j < E / 32; ++j) {
-      const uint4 low = *reinterpret_cast<const uint4*>(q + (tile * 16 + g) * kQueryRow<E> + j * 64 + c * 16);
-      const uint4 high = *reinterpret_cast<const uint4*>(q + (tile * 16 + g + 8) * kQueryRow<E> + j * 64 + c * 16);
-      const uint32_t a0[4] = {low.x, high.x, low.y, high.y}, a1[4] = {low.z, high.z, low.w, high.w};
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        const uint32_t b0[2] = {k[n][j].x, k[n][j].y}, b1[2] = {k[n][j].z, k[n][j].w};
-        mma_bf16(dot[n], a0, b0);
-        mma_bf16(dot[n], a1, b1);
-      }
-    }
-    const float w0 = w[tile * 16 + g], w1 = w[tile * 16 + g + 8];
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      // A NaN stays one: fmaxf would drop it.
-      const auto relu = [](float v) { return v > 0.0f || v != v ? v : 0.0f; };
-      sum[n][0] += relu(dot[n][0]) * w0 + relu(dot[n][2]) * w1;
-      sum[n][1] += relu(dot[n][1]) * w0 + relu(dot[n][3]) * w1;
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < NT; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float v = sum[n][i];
-      for (int o = 4; o < 32; o *= 2) v += __shfl_xor_sync(~0u, v, o);
-      const int at = n * 8 + 2 * c + i;
-      if (g == 0 && mine + at < end) scores[at] = v;
-    }
-  }
+// With one row per sequence both are known without a load.
+__device__ bool one_each(const IndexSelectArgs& a) { return a.batch.rows == a.batch.sequences; }
+__device__ int sequence_of(const IndexSelectArgs& a, int64_t t) {
+  return one_each(a) ? static_cast<int>(t) : a.batch.row_seq[t];
 }
-
-// Larger float, larger key; NaN above all.
-__device__ uint32_t ordered(float v) {
-  const uint32_t u = float_to_bits(v);
-  return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-
-// The topk best of a row by the blocks of a cluster, of which each holds the scores of its n entries from
-// index `begin`, in order of the blocks. The k-th largest key by up to four passes of eight bits, then
-// the chosen in order of index; of those equal to it, the lowest indices.
-__device__ void select_best(const float* scores, int n, int begin, int topk, int32_t* out) {
-  __shared__ int histogram[2][256], all[256], counts[kSelectWarps][2], mine[2];
-  __shared__ int found[3];  // bin, keys still wanted in it, keys in it
-  const cg::cluster_group cluster = cg::this_cluster();
-  const int rank = static_cast<int>(cluster.block_rank()), blocks = static_cast<int>(cluster.num_blocks());
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x < 256) histogram[0][threadIdx.x] = 0;
-  __syncthreads();
-  uint32_t prefix = 0;
-  int wanted = topk;  // among the keys with this prefix
-  int shift = 32;
-  for (int pass = 0; pass < 4; ++pass) {
-    shift -= 8;
-    int* const here = histogram[pass % 2];
-    for (int i = threadIdx.x; i < n; i += kSelectThreads) {
-      const uint32_t key = ordered(scores[i]);
-      if (pass == 0 || key >> (shift + 8) == prefix) atomicAdd(&here[key >> shift & 255], 1);
-    }
-    cluster.sync();
-    if (threadIdx.x < 256) {
-      int total = 0;
-#pragma unroll 4
-      for (int b = 0; b < blocks; ++b) total += cluster.map_shared_rank(here, b)[threadIdx.x];
-      all[threadIdx.x] = total;
-      // The others have read it before they came to this pass.
-      histogram[(pass + 1) % 2][threadIdx.x] = 0;
-    }
-    __syncthreads();
-    if (warp == 0) {
-      // Lane l holds bins 255 - 8 l down to 248 - 8 l; the bin where the sum from above reaches `wanted`.
-      int share = 0;
-      for (int i = 0; i < 8; ++i) share += all[255 - 8 * lane - i];
-      int through = share;
-      for (int o = 1; o < 32; o *= 2) {
-        const int other = __shfl_up_sync(~0u, through, o);
-        if (lane >= o) through += other;
-      }
-      int left = wanted - (through - share);
-      if (left > 0 && through >= wanted) {
-        int bin = 255 - 8 * lane;
-        while (all[bin] < left) left -= all[bin--];
-        found[0] = bin;
-        found[1] = left;
-        found[2] = all[bin];
-      }
-    }
-    __syncthreads();
-    prefix = prefix << 8 | static_cast<uint32_t>(found[0]);
-    wanted = found[1];
-    if (wanted == found[2]) break;  // all that share this prefix
-  }
-  // A warp takes neighbouring entries; how many are chosen before it says where its own go.
-  const int segment = (n + kSelectThreads - 1) / kSelectThreads * 32, first = warp * segment, end = min(first + segment, n);
-  int above = 0, equal = 0;
-  for (int base = first; base < end; base += 32) {
-    const uint32_t key = base + lane < end ? ordered(scores[base + lane]) >> shift : 0;
-    above += __popc(__ballot_sync(~0u, base + lane < end && key > prefix));
-    equal += __popc(__ballot_sync(~0u, base + lane < end && key == prefix));
-  }
-  if (lane == 0) {
-    counts[warp][0] = above;
-    counts[warp][1] = equal;
-  }
-  __syncthreads();
-  if (threadIdx.x < 2) {
-    int total = 0;
-    for (int w = 0; w < kSelectWarps; ++w) total += counts[w][threadIdx.x];
-    mine[threadIdx.x] = total;
-  }
-  cluster.sync();
-  above = equal = 0;
-  for (int b = 0; b < rank; ++b) {
-    const int* other = cluster.map_shared_rank(mine, b);
-    above += other[0];
-    equal += other[1];
-  }
-  for (int w = 0; w < warp; ++w) {
-    above += counts[w][0];
-    equal += counts[w][1];
-  }
-  for (int base = first; base < end; base += 32) {
-    const uint32_t key = base + lane < end ? ordered(scores[base + lane]) >> shift : 0;
-    const uint32_t more = __ballot_sync(~0u, base + lane < end && key > prefix);
-    const uint32_t same = __ballot_sync(~0u, base + lane < end && key == prefix);
-    const uint32_t before = (1u << lane) - 1;
-    const int same_before = equal + __popc(same & before);
-    const int at = above + __popc(more & before) + min(same_before, wanted);
-    if ((more >> lane & 1) || ((same >> lane & 1) && same_before < wanted)) out[at] = begin + base + lane;
-    above += __popc(more);
-    equal += __popc(same);
-  }
-  cluster.sync();  // nobody leaves while others read its counts
+// Entries that are older than the batch: no kernel of this step writes their keys.
+__device__ int old_entries(const IndexSelectArgs& a, int seq) {
+  return a.batch.positions[one_each(a) ? seq : a.batch.seq_begin[seq]] / static_cast<int>(a.ratio);
 }
 
 // Rows that see no more than topk entries take all of them.
@@ -202,66 +44,223 @@ __device__ void select_all(int visible, int topk, int32_t* out) {
   for (int i = threadIdx.x; i < topk; i += blockDim.x) out[i] = i < visible ? i : -1;
 }
 
-template <int E>
-__global__ void __launch_bounds__(kScoreWarps * 32) score_kernel(const IndexSelectArgs a, int64_t first_row, int max_entries,
-                                                                float* scores) {
-  extern __shared__ uint4 shared[];
-  const int64_t t = first_row + blockIdx.y;
-  const int visible = static_cast<int>((a.batch.positions[t] + 1) / a.ratio), first = blockIdx.x * kEntries;
+struct Scores {
+  int64_t first_row, rows;
+  int64_t stride;  // of a row's scores, a multiple of 64
+  int chunk;       // entries of a block
+  float* data;     // [rows, stride]; undefined for rows that take all their entries
+};
+
+// Shared memory of `rows` rows with their queries and `warpgroups` with S places of keys each.
+template <int E, int S>
+struct ScoreMemory {
+  char *queries, *keys;
+  float* weights;  // [rows, groups * 64]
+  uint64_t* barriers;
+  __device__ ScoreMemory(char* shared, int rows, int groups, int warpgroups)
+      : queries(shared),
+        keys(queries + rows * index_query_bytes<E>(groups)),
+        weights(reinterpret_cast<float*>(keys + warpgroups * KeyPlaces<E, S>::kBytes)),
+        barriers(reinterpret_cast<uint64_t*>(weights + rows * groups * kIndexTile)) {}
+  // A multiple of 16.
+  __host__ __device__ static int bytes(int rows, int groups, int warpgroups) {
+    return rows * groups * (index_query_bytes<E>(1) + kIndexTile * 4) +
+           warpgroups * (KeyPlaces<E, S>::kBytes + KeyPlaces<E, S>::kBarriers * 8);
+  }
+};
+
+// R rows, or fewer at the end, and one chunk of entries.
+template <int E, int R, int S>
+__global__ void __launch_bounds__(kScoreThreads, 2) score_kernel(const __grid_constant__ IndexSelectArgs a,
+                                                                 const __grid_constant__ Scores p) {
+  extern __shared__ __align__(1024) char index_shared[];
+  constexpr int kStep = kScoreTiles * kIndexTile;
+  const int groups = index_head_groups(a.heads);
+  const ScoreMemory<E, S> memory(index_shared, R, groups, kScoreTiles);
+  KeyPlaces<E, S> places(memory.keys, memory.barriers);
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * R, t = p.first_row + at;
+  const int rows = static_cast<int>(min(static_cast<int64_t>(R), p.rows - at)), topk = static_cast<int>(a.topk);
+  const int chunk_begin = static_cast<int>(blockIdx.y) * p.chunk, mine = chunk_begin + static_cast<int>(threadIdx.x) / 128 * kIndexTile;
+  // Rows from r on that share a sequence, and so keys; where their entries of this chunk end.
+  int seq = 0, next = 0, end = 0;
+  const auto begin_run = [&](int r) {
+    seq = sequence_of(a, t + r);
+    for (next = r + 1; next < rows && sequence_of(a, t + next) == seq;) ++next;
+    const int visible = visible_entries(a, t + next - 1);
+    end = visible > topk ? min(chunk_begin + p.chunk, visible) : 0;
+  };
+  int coming = mine;  // the leader's: entries from here on have not been asked for
+  const auto bring = [&](int below) {
+    for (; coming < end && min(coming + kIndexTile, end) <= below && places.has_place(); coming += kStep) {
+      places.fill(a, seq, coming, end);
+    }
+  };
+  begin_run(0);
+  if (places.leader()) {
+    places.begin();
+    bring(old_entries(a, seq));
+  }
   wait_for_previous();
-  if (first >= visible || visible <= a.topk) return;
-  char* q = reinterpret_cast<char*>(shared);
-  const float* w = load_queries<E>(a, t, q);
+  // The last row sees most, unless another sequence begins.
+  if (next == rows && chunk_begin >= end) return;
+  if (places.leader()) bring(end);
+  for (int r = 0; r < rows; ++r) {
+    load_queries<E>(a, t + r, memory.queries + r * index_query_bytes<E>(groups), memory.weights + r * groups * kIndexTile);
+  }
   __syncthreads();
-  const int mine = first + static_cast<int>(threadIdx.x) / 32 * 32;
-  if (mine >= visible) return;
-  score_entries<E, 4>(a, a.batch.row_seq[t], q, w, mine, visible,
-                      scores + static_cast<int64_t>(blockIdx.y) * max_entries + mine);
+  for (int r = 0; r < rows; r = next) {
+    if (r > 0) {
+      begin_run(r);
+      coming = mine;
+      if (places.leader()) bring(end);
+    }
+    for (int entry = mine; entry < end; entry += kStep) {
+      uint32_t keys[E / 16][4];
+      places.take(keys);
+      if (places.leader()) bring(end);
+      for (int i = r; i < next; ++i) {
+        const int visible = visible_entries(a, t + i);
+        if (visible <= topk || entry >= visible) continue;
+        const float2 both = index_scores<E>(keys, memory.queries + i * index_query_bytes<E>(groups),
+                                            memory.weights + i * groups * kIndexTile, groups);
+        const int to = entry + score_entry();
+        if (stores_score() && to < visible) p.data[(at + i) * p.stride + to] = score_of(both);
+      }
+    }
+  }
 }
 
-__global__ void __launch_bounds__(kSelectThreads) select_kernel(const IndexSelectArgs a, int64_t first_row, int max_entries,
-                                                               const float* scores) {
-  wait_for_previous();
-  const int64_t t = first_row + blockIdx.x;
-  const int visible = static_cast<int>((a.batch.positions[t] + 1) / a.ratio), topk = static_cast<int>(a.topk);
+// A cluster per row.
+__global__ void __launch_bounds__(kMostSelectWarps * 32) select_kernel(const __grid_constant__ IndexSelectArgs a,
+                                                               const __grid_constant__ Scores p) {
+  extern __shared__ __align__(1024) char index_shared[];
+  Selection& selection = *reinterpret_cast<Selection*>(index_shared);
+  uint32_t* const row_keys = reinterpret_cast<uint32_t*>(index_shared + sizeof(Selection));
+  const int rank = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  const int64_t t = p.first_row + blockIdx.y;
+  const int visible = visible_entries(a, t), topk = static_cast<int>(a.topk);
   int32_t* out = a.selected + t * topk;
-  if (threadIdx.x == 0) a.selected_count[t] = min(topk, visible);
-  if (visible <= topk) return select_all(visible, topk, out);
-  select_best(scores + static_cast<int64_t>(blockIdx.x) * max_entries, visible, 0, topk, out);
-}
-
-// Both at once: a cluster per row.
-template <int E>
-__global__ void __launch_bounds__(kSelectThreads) index_kernel(const IndexSelectArgs a) {
-  extern __shared__ uint4 shared[];
-  const cg::cluster_group cluster = cg::this_cluster();
-  const int rank = static_cast<int>(cluster.block_rank()), blocks = static_cast<int>(cluster.num_blocks());
-  const int64_t t = blockIdx.y;
-  const int visible = static_cast<int>((a.batch.positions[t] + 1) / a.ratio), topk = static_cast<int>(a.topk);
-  const int seq = a.batch.row_seq[t];
-  int32_t* out = a.selected + t * topk;
+  if (visible > topk) begin_selection(selection, blocks);
   wait_for_previous();
   if (rank == 0 && threadIdx.x == 0) a.selected_count[t] = min(topk, visible);
   if (visible <= topk) {
     if (rank == 0) select_all(visible, topk, out);
     return;
   }
-  char* q = reinterpret_cast<char*>(shared);
-  const int tiles = (static_cast<int>(a.heads) + 15) / 16, warp = threadIdx.x / 32;
-  const int per = ((visible + blocks - 1) / blocks + 7) / 8 * 8, begin = min(rank * per, visible), n = min(per, visible - begin);
-  const float* w = load_queries<E>(a, t, q);
-  float* scores = reinterpret_cast<float*>(q + tiles * 16 * (kQueryRow<E> + 4));
-  __syncthreads();
-  // More entries at a time where there are many; a score is the same.
-  if (n <= kSelectWarps * 8) {
-    if (warp * 8 < n) score_entries<E, 1>(a, seq, q, w, begin + warp * 8, begin + n, scores + warp * 8);
-  } else {
-    for (int at = warp * 32; at < n; at += kSelectThreads) {
-      score_entries<E, 4>(a, seq, q, w, begin + at, begin + n, scores + at);
+  const int per = ((visible + blocks - 1) / blocks + 3) / 4 * 4, begin = min(rank * per, visible), n = min(per, visible - begin);
+  const float* scores = p.data + static_cast<int64_t>(blockIdx.y) * p.stride + begin;
+  constexpr int kTogether = 4;  // loads on their way
+  const int step = static_cast<int>(blockDim.x) * 4;
+  for (int i = threadIdx.x * 4; i < n; i += kTogether * step) {
+    float4 v[kTogether];
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      if (i + k * step < n) v[k] = *reinterpret_cast<const float4*>(scores + i + k * step);
+    }
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      if (i + k * step >= n) continue;
+      *reinterpret_cast<uint4*>(row_keys + i + k * step) = {ordered(v[k].x), ordered(v[k].y), ordered(v[k].z), ordered(v[k].w)};
     }
   }
   __syncthreads();
-  select_best(scores, n, begin, topk, out);
+  select_best(row_keys, n, begin, topk, rank, blocks, selection, out);
+}
+
+// Both at once: a cluster per row.
+template <int E, int S>
+__global__ void __launch_bounds__(kIndexThreads, 1) index_kernel(const __grid_constant__ IndexSelectArgs a) {
+  extern __shared__ __align__(1024) char index_shared[];
+  constexpr int kStep = kIndexTiles * kIndexTile;
+  const int groups = index_head_groups(a.heads);
+  const ScoreMemory<E, S> memory(index_shared, 1, groups, kIndexTiles);
+  Selection& selection = *reinterpret_cast<Selection*>(index_shared + memory.bytes(1, groups, kIndexTiles));
+  uint32_t* const row_keys = reinterpret_cast<uint32_t*>(&selection + 1);
+  KeyPlaces<E, S> places(memory.keys, memory.barriers);
+  const int rank = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  const int64_t t = blockIdx.y;
+  const int visible = visible_entries(a, t), topk = static_cast<int>(a.topk), seq = sequence_of(a, t);
+  int32_t* out = a.selected + t * topk;
+  const int per = ((visible + blocks - 1) / blocks + 7) / 8 * 8, begin = min(rank * per, visible), end = min(begin + per, visible);
+  const int mine = begin + static_cast<int>(threadIdx.x) / 128 * kIndexTile;
+  int coming = mine;  // the leader's: entries from here on have not been asked for
+  const auto bring = [&](int below) {
+    for (; coming < end && min(coming + kIndexTile, end) <= below && places.has_place(); coming += kStep) {
+      places.fill(a, seq, coming, end);
+    }
+  };
+  if (visible > topk) {
+    begin_selection(selection, blocks);
+    if (places.leader()) {
+      places.begin();
+      bring(old_entries(a, seq));
+    }
+  }
+  wait_for_previous();
+  if (rank == 0 && threadIdx.x == 0) a.selected_count[t] = min(topk, visible);
+  if (visible <= topk) {
+    if (rank == 0) select_all(visible, topk, out);
+    return;
+  }
+  if (places.leader()) bring(end);
+  load_queries<E>(a, t, memory.queries, memory.weights);
+  __syncthreads();
+  for (int entry = mine; entry < end; entry += kStep) {
+    uint32_t keys[E / 16][4];
+    places.take(keys);
+    if (places.leader()) bring(end);
+    const float2 both = index_scores<E>(keys, memory.queries, memory.weights, groups);
+    const int to = entry + score_entry();
+    if (stores_score() && to < end) row_keys[to - begin] = ordered(score_of(both));
+  }
+  __syncthreads();
+  select_best(row_keys, end - begin, begin, topk, rank, blocks, selection, out);
+}
+
+template <int E, int S>
+Status launch_index(OpContext& ctx, const IndexSelectArgs& a, int64_t max_entries) {
+  const unsigned blocks = a.batch.rows <= kClusters ? kMaxCluster : kMaxCluster / 2;
+  const auto kernel = index_kernel<E, S>;
+  const int64_t bytes = ScoreMemory<E, S>::bytes(1, index_head_groups(a.heads), kIndexTiles) +
+                        static_cast<int64_t>(sizeof(Selection)) + ceil_div<int64_t>(max_entries, blocks * 8) * 8 * 4;
+  DSV4_TRY(allow_shared(kernel, static_cast<int>(bytes)));
+  DSV4_TRY(allow_clusters(kernel));
+  return enqueue_clusters(ctx, "index_kernel", kernel, dim3(blocks, static_cast<unsigned>(a.batch.rows)), blocks, kIndexThreads,
+                          static_cast<size_t>(bytes), a);
+}
+
+template <int E, int R, int S>
+Status launch_scores(OpContext& ctx, const IndexSelectArgs& a, Scores s, int64_t max_entries) {
+  const int64_t row_groups = ceil_div<int64_t>(s.rows, R);
+  // Two blocks for each processor where there is work for as many.
+  const int64_t share = ceil_div(max_entries * row_groups, int64_t{2} * kProcessors);
+  s.chunk = static_cast<int>(std::clamp<int64_t>(ceil_div<int64_t>(share, kScoreTiles * kIndexTile) * kScoreTiles * kIndexTile,
+                                                 kScoreTiles * kIndexTile, kMostChunk));
+  const int bytes = ScoreMemory<E, S>::bytes(R, index_head_groups(a.heads), kScoreTiles);
+  DSV4_TRY(allow_shared(score_kernel<E, R, S>, bytes));
+  const dim3 grid(static_cast<unsigned>(row_groups), static_cast<unsigned>(ceil_div<int64_t>(max_entries, s.chunk)));
+  return enqueue(ctx, "score_kernel", score_kernel<E, R, S>, grid, kScoreThreads, static_cast<size_t>(bytes), a, s);
+}
+
+Status launch_select(OpContext& ctx, const IndexSelectArgs& a, const Scores& s, int64_t max_entries) {
+  // More blocks where few rows leave processors idle, if each has enough to do; many rows hide what a small block waits for.
+  unsigned blocks = 1;
+  while (blocks < kMaxCluster && (max_entries > blocks * int64_t{kKeysOfBlock} ||
+                                  (s.rows * blocks < kSelectBlocks && max_entries >= blocks * int64_t{2048}))) {
+    blocks *= 2;
+  }
+  const unsigned threads = blocks == 1 || s.rows > kFewRows ? 256 : kMostSelectWarps * 32;
+  const int64_t keys = ceil_div<int64_t>(max_entries, blocks * 4) * 4;
+  constexpr int64_t kSelection = sizeof(Selection), kMost = std::min<int64_t>(kSelectMost, (kMaxSharedBytes - kSelection) / 4);
+  if (keys > kMost) {
+    return Status(Code::kUnsupported,
+                  cat("cuda: index_select: ", max_entries, " entries of a sequence: expected at most ", kMost * kMaxCluster));
+  }
+  const int64_t bytes = kSelection + keys * 4;
+  DSV4_TRY(allow_shared(select_kernel, static_cast<int>(bytes)));
+  DSV4_TRY(allow_clusters(select_kernel));
+  return enqueue_clusters(ctx, "select_kernel", select_kernel, dim3(blocks, static_cast<unsigned>(s.rows)), blocks, threads,
+                          static_cast<size_t>(bytes), a, s);
 }
 
 }  // namespace
@@ -277,26 +276,27 @@ Status select_entries(OpContext& ctx, const IndexSelectArgs& a) {
   const int64_t T = a.batch.rows;
   if (T == 0) return {};
   const int64_t max_entries = a.batch.max_pages * a.keys.per_page;
-  const int tiles = static_cast<int>(ceil_div<int64_t>(a.heads, 16));
-  const int query_bytes = tiles * 16 * (static_cast<int>(a.e) * 2 + 64 + 4);
-  const int64_t all_bytes = query_bytes + ceil_div<int64_t>(max_entries, kMaxCluster * 8) * 8 * 4;
-  if (T <= kFewRows && all_bytes <= kMaxSharedBytes - 8 * 1024) {
-    const auto kernel = a.e == 64 ? index_kernel<64> : index_kernel<128>;
-    DSV4_TRY(allow_shared(kernel, static_cast<int>(all_bytes)));
-    DSV4_TRY(allow_clusters(kernel));
-    return enqueue_clusters(ctx, "index_kernel", kernel, dim3(kMaxCluster, static_cast<unsigned>(T)), kMaxCluster,
-                            kSelectThreads, static_cast<size_t>(all_bytes), a);
+  DSV4_TRY(check_dim("index_select", "bytes of a key", 2 * a.e, a.keys.row_bytes));
+  if (T <= kFewRows && max_entries <= kFewEntries) {
+    return a.e == 64 ? launch_index<64, 1>(ctx, a, max_entries) : launch_index<128, 1>(ctx, a, max_entries);
   }
-  const int64_t rows = std::clamp<int64_t>(kScoreBytes / (max_entries * 4), 1, T);
+  // Two kernels are faster for one row, too (by 7 us at 128K tokens), but a launch more in every layer.
+  if (T == 1 && max_entries <= kLongEntries && a.heads <= kIndexTile) {
+    return a.e == 64 ? launch_index<64, 2>(ctx, a, max_entries) : launch_index<128, 2>(ctx, a, max_entries);
+  }
+  const int64_t stride = ceil_div<int64_t>(max_entries, kIndexTile) * kIndexTile;
+  const int64_t rows = std::min(std::clamp<int64_t>(kScoreBytes / (stride * 4), 1, T), kMaxRows);
   Workspace::Scope scratch(ctx.workspace);
-  DSV4_ASSIGN(float* scores, scratch.take<float>(rows * max_entries));
-  const auto kernel = a.e == 64 ? score_kernel<64> : score_kernel<128>;
-  DSV4_TRY(allow_shared(kernel, query_bytes));
-  for (int64_t first = 0; first < T; first += rows) {
-    const unsigned n = static_cast<unsigned>(std::min(rows, T - first));
-    const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(max_entries, kEntries)), n);
-    DSV4_TRY(enqueue(ctx, "score_kernel", kernel, grid, kScoreWarps * 32, static_cast<size_t>(query_bytes), a, first, static_cast<int>(max_entries), scores));
-    DSV4_TRY(enqueue(ctx, "select_kernel", select_kernel, n, kSelectThreads, 0, a, first, static_cast<int>(max_entries), scores));
+  Scores s{.first_row = 0, .rows = rows, .stride = stride, .chunk = 0, .data = nullptr};
+  DSV4_ASSIGN(s.data, scratch.take<float>(rows * stride));
+  // Rows of a prompt share their keys; more than 64 heads leave no room for the queries of several.
+  const bool prompt = T >= kPromptRows * a.batch.sequences && a.heads <= kIndexTile;
+  const auto scores_of = a.e == 64 ? prompt ? launch_scores<64, kPromptRows, 1> : launch_scores<64, 1, kPlaces>
+                                   : prompt ? launch_scores<128, kPromptRows, 1> : launch_scores<128, 1, kPlaces>;
+  for (; s.first_row < T; s.first_row += rows) {
+    s.rows = std::min(rows, T - s.first_row);
+    DSV4_TRY(scores_of(ctx, a, s, max_entries));
+    DSV4_TRY(launch_select(ctx, a, s, max_entries));
   }
   return {};
 }
