@@ -2,7 +2,8 @@
 // build. With Debian's libdnnl-dev:
 //   g++ -O2 -std=c++20 onednn_matmul.cc -ldnnl
 //   OMP_NUM_THREADS=2 ./a.out [NAME [ROWS]]
-// Weights lie in oneDNN's own layout and go round in copies that exceed the cache.
+// Weights lie in oneDNN's own layout and go round in copies that exceed the cache, each with an input and an output
+// of its own, as those of `dsv4 bench ops` do.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -35,17 +36,18 @@ double microseconds(const dnnl::engine& engine, const Case& c, int64_t tokens) {
   const memory::desc y({tokens, c.rows}, memory::data_type::bf16, memory::format_tag::ab);
   const dnnl::matmul::primitive_desc chosen(dnnl::matmul::desc(x, w, y), engine);
   const dnnl::matmul product(chosen);
-  memory input(x, engine), output(y, engine);
-  fill(input);
-  std::vector<memory> weights;
+  std::vector<memory> weights, inputs, outputs;
   for (int64_t bytes = 0; bytes < 96 << 20 || weights.size() < 2; bytes += c.rows * c.cols * 2) {
     fill(weights.emplace_back(chosen.weights_desc(), engine));
+    fill(inputs.emplace_back(x, engine));
+    fill(outputs.emplace_back(y, engine));
   }
   std::vector<double> us;
   double seconds = 0.0;
   for (size_t i = 0; us.size() < 5 || seconds < 0.4; ++i) {
     const auto begin = std::chrono::steady_clock::now();
-    product.execute(stream, {{DNNL_ARG_SRC, input}, {DNNL_ARG_WEIGHTS, weights[i % weights.size()]}, {DNNL_ARG_DST, output}});
+    const size_t copy = i % weights.size();
+    product.execute(stream, {{DNNL_ARG_SRC, inputs[copy]}, {DNNL_ARG_WEIGHTS, weights[copy]}, {DNNL_ARG_DST, outputs[copy]}});
     stream.wait();
     const double s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     if (i < 2) continue;  // warm-up
