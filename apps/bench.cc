@@ -180,7 +180,8 @@ void print_model(const bench::ModelBenchResult& r, const std::optional<bench::Pe
   if (r.fill_tokens_per_s > 0.0)
     std::printf("context filled at %.1f tokens/s\n", r.fill_tokens_per_s);
   if (r.launches > 0)
-    std::printf("%lld launches per step, replayed as one graph\n", static_cast<long long>(r.launches));
+    std::printf("%lld launches per step, replayed as one graph; %.0f us of the host's time before it waits\n",
+                static_cast<long long>(r.launches), r.host_us);
   std::printf("%.1f MB read per token: %.2f GB/s, %.1f GFLOP/s",
               static_cast<double>(r.bytes) * 1e-6 / static_cast<double>(r.tokens_per_step),
               static_cast<double>(r.bytes) * 1e-9 / seconds,
@@ -224,7 +225,10 @@ ordered_json model_json(const bench::ModelBenchResult& r,
     j["share_of_read_bandwidth"] = static_cast<double>(r.bytes) / seconds / peaks->read_bytes_per_s;
     j["share_of_flop_rate"] = static_cast<double>(r.flops) / seconds / peaks->best_flops_per_s();
   }
-  if (r.launches > 0) j["launches_per_step"] = r.launches;
+  if (r.launches > 0) {
+    j["launches_per_step"] = r.launches;
+    j["host_us_per_step"] = r.host_us;
+  }
   if (r.fill_tokens_per_s > 0.0) j["context_tokens_per_s"] = r.fill_tokens_per_s;
   j["ops"] = ordered_json::array();
   for (const bench::OpShare& s : r.ops) {

@@ -123,13 +123,14 @@ Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend,
   if (o.fill && o.context > 0)
     r.fill_tokens_per_s = static_cast<double>(o.batch * o.context) / (ms_since(begin) * 1e-3);
 
-  std::vector<double> ms;
+  std::vector<double> ms, host_us;
   for (int64_t i = 0; i < kWarmSteps; ++i) DSV4_TRY(decode_step(*s));
   for (int64_t i = 0; i < o.tokens; ++i) {
     if (o.between) o.between();
     const auto at = Clock::now();
     DSV4_TRY(decode_step(*s));
     ms.push_back(ms_since(at));
+    host_us.push_back(s->runner->host_seconds() * 1e6);
     r.launches = s->runner->launches();
     if (progress) progress({.stage = "decode", .done = i + 1, .total = o.tokens, .unit = "steps"});
   }
@@ -140,6 +141,7 @@ Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend,
   const Quantiles q = quantiles(ms);
   r.ms_median = q.median;
   r.ms_p90 = q.p90;
+  r.host_us = quantiles(host_us).median;
   r.tokens_per_s = static_cast<double>(o.batch) / (q.median * 1e-3);
   return r;
 }

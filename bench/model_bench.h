@@ -36,6 +36,7 @@ struct ModelBenchResult {
   int64_t bytes = 0;               // weights and cache rows read per step or prompt, at least
   int64_t flops = 0;
   int64_t launches = 0;  // kernels and copies of a replayed step; 0 = steps are not replayed
+  double host_us = 0.0;  // median time of the host in a step before it waits for the device
   std::vector<OpShare> ops;  // by time, measured in steps of their own
 };
 

@@ -51,16 +51,20 @@ Result<LogitsView> Runner::read_logits(int64_t rows) {
     DSV4_TRY(backend_.download(*stream_, logits_.data(), activations_.logits,
                                static_cast<size_t>(rows * vocab) * sizeof(float)));
   }
+  wait_began_ = Clock::now();
   DSV4_TRY(backend_.synchronize(*stream_));
   return LogitsView{.data = logits_.as<float>(), .rows = rows, .vocab = vocab};
 }
 
 Result<LogitsView> Runner::run(std::span<const SequenceRows> sequences, bool* launched) {
   if (launched) *launched = false;
+  const Clock::time_point began = Clock::now();
   DSV4_ASSIGN(const ForwardBatch batch, prepare(sequences));
   if (launched) *launched = true;
   DSV4_TRY(forward_batch(batch));
-  return read_logits(batch.R);
+  DSV4_ASSIGN(const LogitsView logits, read_logits(batch.R));
+  host_seconds_ = std::chrono::duration<double>(wait_began_ - began).count();
+  return logits;
 }
 
 // Everything that differs between two steps of one shape lies in the batch's arrays, whose place is

@@ -2,6 +2,7 @@
 // writes besides the cache; after the first step of each shape it allocates nothing.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -69,6 +70,9 @@ class Runner : public StepRunner {
   void replay(bool on) { replay_ = on; }
   // Kernels and copies of the last replayed step; 0 = the last step was not one.
   int64_t launches() const { return launches_; }
+  // Of the last run(): what the host did before it waited for the device. Where ops run on the host, that
+  // is all of it.
+  double host_seconds() const { return host_seconds_; }
 
   const Model& model() const { return model_; }
   KvCache& cache() { return cache_; }
@@ -84,6 +88,8 @@ class Runner : public StepRunner {
          Buffer logits);
   Status forward_batch(const ForwardBatch& batch);
 
+  using Clock = std::chrono::steady_clock;
+
   const Model& model_;
   KvCache& cache_;
   Backend& backend_;
@@ -97,6 +103,8 @@ class Runner : public StepRunner {
   std::map<int64_t, std::unique_ptr<Graph>> recorded_;
   bool replay_ = true;
   int64_t launches_ = 0;
+  Clock::time_point wait_began_;
+  double host_seconds_ = 0.0;
 };
 
 }  // namespace dsv4
