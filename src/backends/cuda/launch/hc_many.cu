@@ -15,7 +15,7 @@ constexpr int kMixThreads = 512;  // that work on columns, and a warp for Sinkho
 constexpr int kTermQuads = 16;  // 32 pairs
 static_assert(kMixQuads * kMixThreads * 4 >= kMostColumns);
 // The second kernel should find in L2 what the first one wrote.
-constexpr int64_t kChunkBytes = int64_t{20} << 20;
+constexpr int64_t kChunkBytes = int64_t{80} << 20;
 
 // For each bit of a lane's slot number, swaps the values that differ in it: slot i gets value i ^ (l * N / 32).
 template <int N>

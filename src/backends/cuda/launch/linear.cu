@@ -14,22 +14,28 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kFewTokens = 8;             // of one block at most
-constexpr int kPrefetchBytes = 8 * 1024;  // of a warp's weights
 constexpr int kInputBytes = 96 * 1024;    // of a block: two share a processor
-constexpr int kOwnTokens = 2;             // whose act8 every block makes for itself
+constexpr int kOwnTokens = 2;             // whose act8 every block makes for itself,
+constexpr int kOwnGroups = 64;            // or as many groups of 128 of more tokens
 constexpr int kShareSums = kFewTokens * kTileRows;
 
 // 1 / root mean square of up to 8 rows, with the sums of rms_norm. `sums` [8][kWarps].
 __device__ void inverse_rms(const LinearParams& p, float (*sums)[kWarps], float* inverse) {
-  for (int t = 0; t < p.T; ++t) {
-    const uint32_t* row = reinterpret_cast<const uint32_t*>(p.x + t * p.x_stride);
-    float squares = 0.0f;
-    for (int i = threadIdx.x; i < p.K / 2; i += kWarps * 32) {
-      const float low = bits_to_float(row[i] << 16), high = bits_to_float(row[i] & 0xffff0000u);
-      squares = __fmaf_rn(low, low, __fmaf_rn(high, high, squares));
+  float squares[kFewTokens] = {};
+  for (int i = threadIdx.x; i < p.K / 2; i += kWarps * 32) {
+#pragma unroll
+    for (int t = 0; t < kFewTokens; ++t) {
+      if (t >= p.T) break;
+      const uint32_t both = reinterpret_cast<const uint32_t*>(p.x + t * p.x_stride)[i];
+      const float low = bits_to_float(both << 16), high = bits_to_float(both & 0xffff0000u);
+      squares[t] = __fmaf_rn(low, low, __fmaf_rn(high, high, squares[t]));
     }
-    squares = warp_sum(squares);
-    if (threadIdx.x % 32 == 0) sums[t][threadIdx.x / 32] = squares;
+  }
+#pragma unroll
+  for (int t = 0; t < kFewTokens; ++t) {
+    if (t >= p.T) break;
+    const float sum = warp_sum(squares[t]);
+    if (threadIdx.x % 32 == 0) sums[t][threadIdx.x / 32] = sum;
   }
   __syncthreads();
   if (static_cast<int>(threadIdx.x) < p.T) {
@@ -108,11 +114,6 @@ __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_con
   const int tiles_here = job.tiles_here, first_tile = (blockIdx.x - job.first_block) * tiles_here;
   const int tile = first_tile + warp / job.split, part = warp % job.split;
   const bool inside = warp / job.split < tiles_here && tile < job.w.tiles();
-  // All blocks of a grid together ask for less than L2 holds.
-  if (blockIdx.y == 0 && part == 0 && lane == 0 && inside) {
-    const int64_t bytes = static_cast<int64_t>(job.w.blocks()) * block_code_bytes(job.w.format);
-    prefetch_l2(job.w.codes + tile * bytes, static_cast<uint32_t>(min(bytes, int64_t{kPrefetchBytes} * job.split)));
-  }
   float total[1][1][4] = {};
   switch (job.product) {
     case Product::kBf16: multiply_share<Product::kBf16>(p, job, inside, tile, part, first_token, tokens, shared, total); break;
@@ -173,7 +174,7 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
   }
   const int blocks = ceil_div(p.K, kBlockK);
   p.few = std::clamp(kInputBytes / few_stride(blocks), 1, kFewTokens);
-  const bool stages = act8 && p.T <= std::min(p.few, kOwnTokens);
+  const bool stages = act8 && p.T <= p.few && (p.T <= kOwnTokens || p.T * blocks <= kOwnGroups);
   if (p.norm && (!stages || raw || p.K % 2 != 0)) {
     DSV4_ASSIGN(bf16* normed, scratch.take<bf16>(static_cast<int64_t>(p.T) * p.K));
     DSV4_TRY(rms_norm(ctx, {.x = p.x, .w = p.norm, .y = normed, .T = p.T, .N = p.K, .eps = p.norm_eps}));
