@@ -40,13 +40,13 @@ __global__ void move_codes(uint8_t* published, uint8_t* blocks, int rows, int co
       else file[k] = *at;
     } else {
       const Place p = place_e2m1(r, k % kBlockK);
-      uint32_t* word = reinterpret_cast<uint32_t*>(block + p.byte);
+      unsigned long long* words = reinterpret_cast<unsigned long long*>(block + p.byte);
       if (kPack) {
-        // The words were zero; threads of other elements of a word add their own bits.
+        // The words were zero; threads of other elements add their own bits.
         const uint32_t code = inside ? (file[k / 2] >> (k % 2 * 4)) & 15u : 0u;
-        atomicOr(word, place_code(code, p.element));
+        atomicOr(words, static_cast<unsigned long long>(place_code(code, p.element)));
       } else {
-        const uint32_t code = code_at(*word, p.element);
+        const uint32_t code = code_at(*words, p.element);
         // Both nibbles of a published byte are this thread's.
         if (k % 2 == 0) file[k / 2] = static_cast<uint8_t>((file[k / 2] & 0xf0) | code);
         else file[k / 2] = static_cast<uint8_t>((file[k / 2] & 0x0f) | (code << 4));

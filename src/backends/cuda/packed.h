@@ -8,7 +8,7 @@
 //   E4M3  [4 groups of 32][32 lanes][row g: s0, s1; row g + 8: s0, s1]           2048 bytes
 //         four codes of a step as (i0, i2, i1, i3): two masks make two pairs of BF16
 //   E2M1  [2 groups of 64][32 lanes][group 0: row g, row g + 8; group 1: same]   1024 bytes
-//         eight codes of a row in one word, s0 then s1, as e2m1_to_bf16 wants them
+//         eight codes of a row in one word, s0 then s1; the bits of a pair of words as e2m1_to_bf16 wants them
 // Scales: E4M3 matrices keep the published [rows/128, K/128]; E2M1 [tile][block][16 rows][4 or 8].
 #pragma once
 
@@ -57,8 +57,8 @@ DSV4_HD constexpr int largest_scale(WeightFormat f) { return 254 - (f == WeightF
 
 // Where element (row r of 16, k of 128) of a block lies.
 struct Place {
-  int byte;     // of E2M1: of the word
-  int element;  // of E2M1: in the word, s0 first
+  int byte;     // of E2M1: of the pair of words of rows g and g + 8
+  int element;  // of E2M1: in the pair, s0 of row g first
 };
 
 // Where element k of a row is: group of 32, step, lane t, i.
@@ -79,32 +79,59 @@ DSV4_HD constexpr Place place_e4m3(int r, int k) {
 }
 DSV4_HD constexpr Place place_e2m1(int r, int k) {
   const Position p = position_of(k);
-  return {(p.group / 2 * 32 + r % 8 * 4 + p.t) * 16 + p.group % 2 * 8 + r / 8 * 4, p.step * 4 + p.i};
+  return {(p.group / 2 * 32 + r % 8 * 4 + p.t) * 16 + p.group % 2 * 8, r / 8 * 8 + p.step * 4 + p.i};
 }
 
-// A published E2M1 code in the bits of its word, and back. Pair p of elements (2 p, 2 p + 1) has one in each half of
-// the word: sign and magnitude at bits 15 and 8..6, 12 and 5..3, 9 and 2..0, 14 and 13, 11, 10 of it.
-DSV4_HD constexpr uint32_t place_code(uint32_t code, int e) {
-  const uint32_t sign = code >> 3 & 1u, magnitude = code & 7u;
-  const int pair = e / 2;
-  const uint32_t bits = pair < 3 ? (sign << 15 | magnitude << 6) >> 3 * pair : sign << 14 | (magnitude & 4u) << 11 | (magnitude & 3u) << 10;
-  return bits << (e % 2 * 16);
-}
-DSV4_HD constexpr uint32_t code_at(uint32_t word, int e) {
-  const int pair = e / 2;
-  const uint32_t half = word >> (e % 2 * 16) & 0xffffu;
-  if (pair < 3) return (half << 3 * pair >> 12 & 8u) | (half << 3 * pair >> 6 & 7u);
-  return (half >> 11 & 8u) | (half >> 11 & 4u) | (half >> 10 & 3u);
+// E2M1 in its places. An operand is a pair of BF16 with sign and magnitude of a code at bits 15 and 8..6 of each half:
+// value * 2^-126, subnormals included, since exponent and mantissa are where they belong. A mask takes them out of a
+// word: of three rotations of it whose masks do not meet. The fourth operand of two words has no place of its own left
+// in either, but what is left of both, one moved by two bits, has room for two operands more: 16 operations for 16 codes.
+inline constexpr uint32_t kE2m1Mask = 0x81c081c0u, kE2m1Left = 0x06030603u;  // left: bits 0, 1, 9, 10 of a half
+// To the right, of operand 0..2 in its word, and of the last ones of both words in what is left.
+DSV4_HD constexpr int e2m1_turn(int operand) { return operand == 0 ? 0 : operand == 1 ? 6 : 28; }
+DSV4_HD constexpr int e2m1_turn_of_rest(int h) { return h == 0 ? 4 : 26; }
+DSV4_HD constexpr uint32_t turn(uint32_t w, int right) { return w >> right | w << (32 - right); }
+
+// a where the mask is set, b elsewhere.
+DSV4_HD constexpr uint32_t choose(uint32_t a, uint32_t b, uint32_t mask) {
+#ifdef __CUDA_ARCH__
+  uint32_t d;  // one instruction, where the compiler takes two
+  asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(d) : "r"(a), "r"(b), "r"(mask));
+  return d;
+#else
+  return (a & mask) | (b & ~mask);
+#endif
 }
 
-// Eight E2M1 codes of one row as four pairs of BF16: value * 2^-126, subnormals included, since the bits of exponent
-// and mantissa move into place as they are.
-DSV4_HD constexpr void e2m1_to_bf16(uint32_t w, uint32_t (&pairs)[4]) {
-  constexpr uint32_t kCode = 0x81c081c0u;
-  pairs[0] = w & kCode;
-  pairs[1] = w << 3 & kCode;
-  pairs[2] = w << 6 & kCode;
-  pairs[3] = (w << 1 & 0x80008000u) | (w >> 5 & 0x01000100u) | (w >> 4 & 0x00c000c0u);
+// words[h]: of row g + 8 h; pairs[h][p]: its elements 2 p and 2 p + 1.
+DSV4_HD constexpr void e2m1_to_bf16(const uint32_t (&words)[2], uint32_t (&pairs)[2][4]) {
+  const uint32_t rest = choose(words[0], words[1] << 2, kE2m1Left);
+  for (int h = 0; h < 2; ++h) {
+    pairs[h][0] = words[h] & kE2m1Mask;
+    pairs[h][1] = turn(words[h], e2m1_turn(1)) & kE2m1Mask;
+    pairs[h][2] = words[h] << 4 & kE2m1Mask;  // nothing crosses the end: as a turn by 28
+  }
+  pairs[0][3] = turn(rest, e2m1_turn_of_rest(0)) & kE2m1Mask;
+  pairs[1][3] = rest << 6 & kE2m1Mask;  // as a turn by 26
+}
+
+// Where bit b of element e of a pair of words is: 32 h + bit of word h. Sign: b = 3.
+DSV4_HD constexpr int place_of_bit(int e, int b) {
+  const int h = e / 8, pair = e % 8 / 2, in_operand = (b == 3 ? 15 : 6 + b) + e % 2 * 16;
+  if (pair < 3) return 32 * h + (in_operand + e2m1_turn(pair)) % 32;
+  const int in_rest = (in_operand + e2m1_turn_of_rest(h)) % 32;
+  return kE2m1Left >> in_rest & 1u ? in_rest : 32 + (in_rest + 30) % 32;
+}
+// A published E2M1 code in the bits of its pair of words (that of row g low), and back.
+DSV4_HD constexpr uint64_t place_code(uint32_t code, int e) {
+  uint64_t words = 0;
+  for (int b = 0; b < 4; ++b) words |= static_cast<uint64_t>(code >> b & 1u) << place_of_bit(e, b);
+  return words;
+}
+DSV4_HD constexpr uint32_t code_at(uint64_t words, int e) {
+  uint32_t code = 0;
+  for (int b = 0; b < 4; ++b) code |= static_cast<uint32_t>(words >> place_of_bit(e, b) & 1u) << b;
+  return code;
 }
 
 // Tokens as the B operand of wgmma lie as rows of 128 bytes, half a block of K, in tiles of 8 rows (1024 bytes, aligned

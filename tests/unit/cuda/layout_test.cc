@@ -47,7 +47,7 @@ TEST(Layout, EveryElementHasAPlaceOfItsOwn) {
   EXPECT_EQ(e2m1.size(), kAll);
   EXPECT_EQ(*bf16.rbegin() + 2, block_code_bytes(WeightFormat::kBf16));
   EXPECT_EQ(*e4m3.rbegin() + 1, block_code_bytes(WeightFormat::kFp8Tile128));
-  EXPECT_EQ(e2m1.rbegin()->first + 4, block_code_bytes(WeightFormat::kMxfp4));
+  EXPECT_EQ(e2m1.rbegin()->first + 8, block_code_bytes(WeightFormat::kMxfp4));
 }
 
 TEST(Layout, Fp8BlocksAreTheOperandsOfTheirLanes) {
@@ -77,22 +77,25 @@ TEST(Layout, E2m1BlocksBecomeTheOperandsOfTheirLanes) {
       const uint32_t code = rng() % 16;
       codes[static_cast<size_t>(r * kBlockK + k)] = static_cast<uint8_t>(code);
       const Place p = place_e2m1(r, k);
-      const uint32_t word = word_at(block, static_cast<size_t>(p.byte)) | place_code(code, p.element);
-      memcpy(block.data() + p.byte, &word, 4);
-      EXPECT_EQ(code_at(word, p.element), code);
+      uint64_t words;
+      memcpy(&words, block.data() + p.byte, 8);
+      words |= place_code(code, p.element);
+      memcpy(block.data() + p.byte, &words, 8);
+      EXPECT_EQ(code_at(words, p.element), code);
     }
   }
   for (int j = 0; j < 4; ++j) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const size_t at = static_cast<size_t>(j / 2 * kLanes + lane) * 16 + static_cast<size_t>(j % 2 * 8);
+      const uint32_t words[2] = {word_at(block, at), word_at(block, at + 4)};
+      uint32_t pairs[2][4];
+      e2m1_to_bf16(words, pairs);
       for (int high = 0; high < 2; ++high) {
-        uint32_t pairs[4];
-        e2m1_to_bf16(word_at(block, at + static_cast<size_t>(4 * high)), pairs);
         for (int p = 0; p < 4; ++p) {
           for (int half = 0; half < 2; ++half) {
             const RowK e = a_element(lane, p / 2, high + p % 2 * 2, half);
             const float expected = e2m1_to_float(codes[static_cast<size_t>(e.row * kBlockK + 32 * j + e.k)]);
-            const float found = to_float(bf16{static_cast<uint16_t>(pairs[p] >> (16 * half))}) * 0x1p126f;
+            const float found = to_float(bf16{static_cast<uint16_t>(pairs[high][p] >> (16 * half))}) * 0x1p126f;
             EXPECT_EQ(found, expected);
             EXPECT_EQ(std::signbit(found), std::signbit(expected));
           }

@@ -107,13 +107,13 @@ __device__ inline void operands(const Block<P>& b, int j, uint32_t (&a)[2][4]) {
   } else {
     const uint4& v = b.codes[j / 2];
     const uint32_t words[2] = {j % 2 ? v.z : v.x, j % 2 ? v.w : v.y};
+    uint32_t pairs[2][4];
+    e2m1_to_bf16(words, pairs);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      uint32_t pairs[4];
-      e2m1_to_bf16(words[r], pairs);
-      const uint32_t factor = code_factor<P>(P == Product::kMxfp4 ? b.scales[r] >> 8 * j & 0xffu : 127u);
+      const uint32_t factor = code_factor<P>(P == Product::kMxfp4 ? __byte_perm(b.scales[r], 0, 0x4440 + j) : 127u);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a[i / 2][r + i % 2 * 2] = mul_bf16x2(pairs[i], factor);
+      for (int i = 0; i < 4; ++i) a[i / 2][r + i % 2 * 2] = mul_bf16x2(pairs[r][i], factor);
     }
     if constexpr (P == Product::kNvfp4) {
       // A scale per step, in E4M3.
@@ -127,15 +127,15 @@ __device__ inline void operands(const Block<P>& b, int j, uint32_t (&a)[2][4]) {
   }
 }
 
-// Blocks of MA tiles in flight per warp, as many as registers allow: first, first + step, ...
-template <Product P, int MA>
-inline constexpr int kDepth = P == Product::kBf16 ? 1 : (MA == 1 ? 3 : P == Product::kMxfp4 ? 2 : 1);
-template <Product P, int MA>
-using Ahead = Block<P>[kDepth<P, MA>][MA];
-template <Product P, int MA>
-__device__ inline void load_ahead(const Tile (&tiles)[MA], int blocks, int first, int step, Ahead<P, MA>& ahead) {
+// Blocks of MA tiles on their way into registers, per warp: first, first + step, ...
+template <Product P>
+inline constexpr int kDepth = P == Product::kBf16 ? 1 : 3;
+template <Product P, int MA, int Depth = kDepth<P>>
+using Ahead = Block<P>[Depth][MA];
+template <Product P, int MA, int Depth>
+__device__ inline void load_ahead(const Tile (&tiles)[MA], int blocks, int first, int step, Block<P> (&ahead)[Depth][MA]) {
 #pragma unroll
-  for (int d = 0; d < kDepth<P, MA>; ++d) {
+  for (int d = 0; d < Depth; ++d) {
 #pragma unroll
     for (int m = 0; m < MA; ++m) {
       if (first + d * step < blocks) load_block<P>(tiles[m], first + d * step, ahead[d][m]);
@@ -143,14 +143,15 @@ __device__ inline void load_ahead(const Tile (&tiles)[MA], int blocks, int first
   }
 }
 
-// total += one block of MA tiles with NT * 8 tokens, whose operands for this lane begin at x[NT].
-template <Product P, int MA, int NT>
-__device__ inline void multiply_block(const Block<P> (&b)[MA], int block, const char* const (&x)[NT], float (&total)[MA][NT][4]) {
+// total += the first Groups groups of 32 of K of a block of MA tiles times NT * 8 tokens, whose operands for this lane
+// begin at x[NT], `at` bytes on for this K.
+template <Product P, int Groups, int MA, int NT>
+__device__ inline void multiply_groups(const Block<P> (&b)[MA], const char* const (&x)[NT], int at, float (&total)[MA][NT][4]) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
+  for (int j = 0; j < Groups; ++j) {
     uint32_t tokens[NT][4];
 #pragma unroll
-    for (int n = 0; n < NT; ++n) ldmatrix(tokens[n], x[n] + block * (kBlockK * 2) + j * 64);
+    for (int n = 0; n < NT; ++n) ldmatrix(tokens[n], x[n] + at + j * 64);
 #pragma unroll
     for (int m = 0; m < MA; ++m) {
       uint32_t a[2][4];
@@ -177,10 +178,10 @@ __device__ inline void few_tokens(const char* rows, int stride, int tokens, cons
 
 // total += the product of blocks first, first + step, ... of MA tiles with up to NT * 8 tokens, the first of the blocks
 // `ahead`; x of few_tokens().
-template <Product P, int MA, int NT>
-__device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, int step, Ahead<P, MA>& ahead,
+template <Product P, int MA, int NT, int Depth>
+__device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, int step, Block<P> (&ahead)[Depth][MA],
                                 const char* const (&x)[NT], float (&total)[MA][NT][4]) {
-  constexpr int kSteps = kDepth<P, MA>;
+  constexpr int kSteps = Depth;
   for (int base = first; base < blocks; base += kSteps * step) {
 #pragma unroll
     for (int stage = 0; stage < kSteps; ++stage) {
@@ -193,7 +194,7 @@ __device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, 
 #pragma unroll
         for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], block + kSteps * step, ahead[stage][m]);
       }
-      multiply_block<P>(b, block, x, total);
+      multiply_groups<P, 4>(b, x, block * (kBlockK * 2), total);
     }
   }
 }

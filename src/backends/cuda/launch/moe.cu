@@ -5,10 +5,9 @@
 //   down_kernel     w2, BF16 per expert (experts.cu)
 //   combine_kernel  experts in ascending id, then the shared one
 // The shared expert is one more expert whose tokens are all rows.
-#include <cooperative_groups.h>
-
 #include <algorithm>
 
+#include "backends/cuda/device/cluster.cuh"
 #include "backends/cuda/device/multiply.cuh"
 #include "backends/cuda/device/quantise.cuh"
 #include "backends/cuda/launch/linear.h"
@@ -36,89 +35,106 @@ struct Select {
   int32_t T, E, k;
 };
 
-// The k experts of one token and their weights, by one warp; `score` and `rank` [E] in shared memory, scores made of
-// logit(e).
-template <class Logit>
-__device__ void select_experts(const Select& p, int64_t t, float* score, float* rank, const Logit& logit) {
+__device__ float score_of(float logit) { return sqrtf(logit > 20.0f ? logit : log1pf(expf(logit))); }
+
+// The k experts of one token and their weights, by one warp; score [E] in shared memory, rank too, which is for the
+// choice without a table and has the bias in it; table_id(i): with one.
+template <class TableId>
+__device__ void select_experts(const Select& p, int64_t t, const float* score, float* rank, const TableId& table_id) {
   const int lane = threadIdx.x % 32;
-  for (int e = lane; e < p.E; e += 32) {
-    const float x = logit(e);
-    score[e] = sqrtf(x > 20.0f ? x : log1pf(expf(x)));
-    if (!p.tid2eid) rank[e] = score[e] + p.bias[e];
-  }
-  __syncwarp();
   int32_t* ids = p.ids + t * p.k;
-  float sum = 0.0f;
-  for (int i = 0; i < p.k; ++i) {
-    int best;
-    if (p.tid2eid) {
-      best = p.tid2eid[static_cast<int64_t>(p.tokens[t]) * p.k + i];
-    } else {
-      float top = -INFINITY;
-      best = p.E;
-      for (int e = lane; e < p.E; e += 32) {
-        if (rank[e] > top) {
-          top = rank[e];
-          best = e;
-        }
+  // The best of a lane's experts that are left, the first of equal ones; a NaN is none.
+  float top = -INFINITY;
+  int best = p.E;
+  const auto look = [&] {
+    top = -INFINITY;
+    best = p.E;
+#pragma unroll 4
+    for (int e = lane; e < p.E; e += 32) {
+      if (rank[e] > top) {
+        top = rank[e];
+        best = e;
       }
-      for (int o = 16; o; o /= 2) {
-        const float other = __shfl_xor_sync(~0u, top, o);
-        const int at = __shfl_xor_sync(~0u, best, o);
-        if (other > top || (other == top && at < best)) {
-          top = other;
-          best = at;
-        }
-      }
-      if (best == p.E) best = i;  // nothing but NaN: any expert, but a valid one
-      __syncwarp();
-      if (lane == 0) rank[best] = -INFINITY;
-      __syncwarp();
     }
-    if (lane == 0) ids[i] = best;
-    sum += score[best];
+  };
+  if (!p.tid2eid) look();
+  float sum = 0.0f, mine = 0.0f;
+  for (int i = 0; i < p.k; ++i) {
+    int chosen;
+    if (p.tid2eid) {
+      chosen = table_id(i);
+    } else {
+      const uint32_t bits = float_to_bits(top), key = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+      const uint32_t most = __reduce_max_sync(~0u, key);
+      chosen = static_cast<int>(__reduce_min_sync(~0u, static_cast<uint32_t>(key == most ? best : p.E)));
+      if (chosen == p.E) chosen = i;  // nothing but NaN: any expert, but a valid one
+      if (lane == chosen % 32) {
+        rank[chosen] = -INFINITY;
+        look();
+      }
+    }
+    const float weight = score[chosen];
+    if (lane == i) {
+      ids[i] = chosen;
+      mine = weight;
+    }
+    sum += weight;
   }
-  __syncwarp();
-  if (lane < p.k) p.weights[t * p.k + lane] = score[ids[lane]] / sum * p.scaling;
+  if (lane < p.k) p.weights[t * p.k + lane] = mine / sum * p.scaling;
 }
 
 __global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
   wait_for_previous();
   extern __shared__ float shared[];
-  const int warp = threadIdx.x / 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t t = static_cast<int64_t>(blockIdx.x) * 4 + warp;
   if (t >= p.T) return;
-  float* score = shared + warp * 2 * p.E;
-  select_experts(p, t, score, score + p.E, [&](int e) { return p.logits[t * p.E + e]; });
+  float *score = shared + warp * 2 * p.E, *rank = score + p.E;
+  for (int e = lane; e < p.E; e += 32) {
+    score[e] = score_of(p.logits[t * p.E + e]);
+    if (!p.tid2eid) rank[e] = score[e] + p.bias[e];
+  }
+  __syncwarp();
+  select_experts(p, t, score, rank, [&](int i) { return p.tid2eid[static_cast<int64_t>(p.tokens[t]) * p.k + i]; });
 }
 
 // Shared memory of the router before the rows of x, which ldmatrix wants aligned.
-__host__ __device__ constexpr int router_row_bytes(int T, int columns, int E) { return (T * (columns + 2 * E) * 4 + 15) / 16 * 16; }
+__host__ __device__ constexpr int router_row_bytes(int T, int columns, int E) { return (T * (columns + E) * 4 + 15) / 16 * 16; }
 
-// Gate and selection of up to 8 tokens in one launch: a cluster of kRouterBlocks multiplies, with the sums of
-// `linear`, and its first block selects.
-constexpr int kRouterBlocks = 8, kRouterWarps = 16;
+// Gate and selection of up to 8 tokens in one launch: a cluster multiplies, with the sums of `linear`, and its first
+// block selects. What does not depend on the kernels before is read before they are done: the gate's weights, as far as
+// registers hold them, the biases, the table's experts.
+constexpr int kRouterBlocks = 16, kRouterWarps = 8, kRouterDepth = 3;
 __global__ void __launch_bounds__(kRouterWarps * 32)
     few_router_kernel(const Select p, const Matrix gate, const bf16* x, int split) {
-  // logits [T, E rounded to tiles], of the first block; scores and ranks [T, 2, E]; the rows of x
+  // scores [T, E rounded to tiles], of the first block; ranks [T, E]; the rows of x
   extern __shared__ __align__(1024) float shared[];
   __shared__ float sums[kRouterWarps][8 * kTileRows];
-  namespace cg = cooperative_groups;
-  cg::cluster_group cluster = cg::this_cluster();
+  __shared__ int32_t table[8][kMaxTopk];
+  __shared__ Arrivals scores_here;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, part = warp % split;
   const int per_block = kRouterWarps / split, tiles = gate.tiles(), columns = tiles * kTileRows;
-  const int first = static_cast<int>(cluster.block_rank()) * per_block;
+  const int first = static_cast<int>(blockIdx.x) * per_block;
+  float *score = shared, *rank = shared + p.T * columns;
+  if (threadIdx.x == 0) expect_arrivals(scores_here, blockIdx.x == 0 ? static_cast<uint32_t>(p.T * columns * 4) : 0);
+  block_started();
   if (part == 0 && lane == 0 && first + warp / split < tiles) {
     const int64_t bytes = static_cast<int64_t>(gate.blocks()) * block_code_bytes(WeightFormat::kBf16);
     prefetch_l2(gate.codes + (first + warp / split) * bytes, static_cast<uint32_t>(bytes));
   }
-  Ahead<Product::kBf16, 1> ahead;
+  Ahead<Product::kBf16, 1, kRouterDepth> ahead;
   {
     const Tile mine[1] = {tile_of<Product::kBf16>(gate, min(first + warp / split, tiles - 1))};
     load_ahead<Product::kBf16>(mine, gate.blocks(), part, split, ahead);
   }
+  if (blockIdx.x == 0 && p.tid2eid) {
+    for (int i = threadIdx.x; i < p.T * p.k; i += kRouterWarps * 32) {
+      table[i / p.k][i % p.k] = p.tid2eid[static_cast<int64_t>(p.tokens[i / p.k]) * p.k + i % p.k];
+    }
+  } else if (blockIdx.x == 0) {
+    for (int i = threadIdx.x; i < p.T * p.E; i += kRouterWarps * 32) rank[i] = p.bias[i % p.E];
+  }
   wait_for_previous();
-  cluster.sync();  // all blocks run: their shared memory may be written
   char* rows = reinterpret_cast<char*>(shared) + router_row_bytes(p.T, columns, p.E);
   const int stride = few_stride(gate.blocks());
   for (int t = 0; t < p.T; ++t) {
@@ -128,9 +144,9 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
   copy_async_commit();
   copy_async_wait<0>();
   __syncthreads();
+  blocks_started();  // their shared memory may be written
   const char* tokens[1];
   few_tokens(rows, stride, p.T, tokens);
-  float* logits = cluster.map_shared_rank(shared, 0);
   for (int base = first; base < tiles; base += kRouterBlocks * per_block) {
     const int tile = base + warp / split;
     const Tile mine[1] = {tile_of<Product::kBf16>(gate, min(tile, tiles - 1))};
@@ -146,14 +162,19 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
       if (base + local >= tiles) continue;
       float sum = 0.0f;
       for (int w = local * split; w < (local + 1) * split; ++w) sum += sums[w][token * kTileRows + r];
-      logits[token * columns + (base + local) * kTileRows + r] = sum * gate.global_scale;
+      send(score + token * columns + (base + local) * kTileRows + r, score_of(sum * gate.global_scale), scores_here, 0);
     }
     __syncthreads();
   }
-  cluster.sync();
-  if (cluster.block_rank() != 0 || warp >= p.T) return;
-  float* score = shared + p.T * columns + warp * 2 * p.E;
-  select_experts(p, warp, score, score + p.E, [&](int e) { return shared[warp * columns + e]; });
+  if (blockIdx.x != 0 || warp >= p.T) return;
+  wait_arrivals(scores_here);
+  score += warp * columns;
+  rank += warp * p.E;
+  if (!p.tid2eid) {
+    for (int e = lane; e < p.E; e += 32) rank[e] += score[e];
+  }
+  __syncwarp();
+  select_experts(p, warp, score, rank, [&](int i) { return table[warp][i]; });
 }
 
 // Block 0 makes the plan, the others quantise the input: a warp per group of 128.
@@ -250,6 +271,7 @@ Status router(OpContext& ctx, const RouterArgs& a) {
     const int bytes = router_row_bytes(p.T, gate.tiles() * kTileRows, p.E) + p.T * few_stride(gate.blocks());
     if (bytes <= kMaxSharedBytes / 2) {
       DSV4_TRY(allow_shared(few_router_kernel, bytes));
+      DSV4_TRY(allow_clusters(few_router_kernel));
       return enqueue_clusters(ctx, "few_router_kernel", few_router_kernel, kRouterBlocks, kRouterBlocks, kRouterWarps * 32,
                               static_cast<size_t>(bytes), p, gate, a.x, split_k(gate.tiles(), gate.blocks()));
     }
@@ -295,7 +317,7 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
     p.raw = a.x;
     p.ids = a.ids;
     p.y = a.y;
-    DSV4_ASSIGN(p.finished, scratch.take<int32_t>(ceil_div<int64_t>(a.D, kBlockK)));
+    DSV4_ASSIGN(p.finished, scratch.take<int32_t>(finished_counts(a.D)));
     return experts(ctx, p, product, static_cast<unsigned>(std::min(pairs, a.E + pairs / 8) + 1), 8, true);
   }
   const int per_task = task_tokens(p, pairs, a.E);

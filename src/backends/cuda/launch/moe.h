@@ -26,10 +26,10 @@ struct Experts {
   const bf16* raw;       // [T, D] where plan and act8 of the input are made by the kernels themselves; nullptr:
   const bf16* x;         // [T, D padded to blocks] rounded by act8
   const float* weights;  // [T, k]
-  bf16* h;               // [T * k + T, h_stride] rounded by act8
+  bf16* h;               // [T * k + T, h_stride], with tasks of many tokens rounded by act8
   bf16* out;             // [T * k + T, D]
   const int32_t* ids;    // [T, k]
-  int32_t* finished;     // with raw: tasks done with a slice of the output
+  int32_t* finished;     // with raw: who is done with some rows of the output
   bf16* y;               // with raw: [T, D]
   float limit;
   int32_t T, D, I, shared_I, k, h_stride;
@@ -42,11 +42,24 @@ __device__ inline int place_by_id(const int32_t* ids, int k, int j) {
   return place;
 }
 
-// Whether so few rows need neither a plan nor act8 of x, and y comes out (Experts::raw).
-bool plans_itself(int64_t T, int64_t k, int64_t D);
-// Tokens of a task for `pairs` of tokens and experts.
-int task_tokens(const Experts& p, int64_t pairs, int64_t E);
+// Which experts a kernel has. Two kernels side by side: that of the shared expert lets the other one come only when
+// all before them is done, so the other one may begin without waiting; it ends when both are done.
+enum class Part : uint8_t { kAll, kShared, kRouted };
+
 // Both products of the tasks of the plan and, where these are not `shared_planned`, of the shared expert for all rows.
 Status experts(OpContext& ctx, const Experts& p, Product product, unsigned tasks, int per_task, bool shared_planned);
+// Tokens of a task for `pairs` of tokens and experts.
+int task_tokens(const Experts& p, int64_t pairs, int64_t E);
+// Blocks of the kernel that has the shared expert for itself.
+int shared_kernel_blocks(const Experts& p, bool is_up);
+
+// One of the products for tasks of few tokens (experts_few.cu), per_task of few_task_tokens() at most.
+Status experts_few(OpContext& ctx, const Experts& p, Product product, int per_task, bool is_up, Part part);
+// Tokens of its tasks at most, 16, 8 or none, where K has up to `blocks` blocks.
+int few_task_tokens(int blocks);
+// Whether so few rows need neither a plan nor act8 of x, and y comes out (Experts::raw).
+bool plans_itself(int64_t T, int64_t k, int64_t D);
+// Numbers of Experts::finished.
+int64_t finished_counts(int64_t D);
 
 }  // namespace dsv4::cuda
