@@ -220,22 +220,22 @@ struct TileBlock {
   int64_t ahead_bytes;
 };
 
-// Every row of x times a block of a tile.
+// The rows in x times a block of a tile.
 template <class F, bool kFold>
-void multiply_block(const TileBlock& t, const float* x, int64_t n, int64_t depth, const Target& to) {
+void multiply_block(const TileBlock& t, const PieceRows& x, int64_t depth, const Target& to) {
   const int64_t units = std::min(kBlockUnits, depth - t.b * kBlockUnits);
-  const int64_t panels = panel_count(n), each = n / panels, extra = n % panels;
+  const int64_t n = x.n, panels = panel_count(n), each = n / panels, extra = n % panels;
   constexpr int kGroupUnits = F::kGroup / kUnitValues;
   // Straight to y, where that has all columns.
   const bool direct = kTotalsStay && t.last && t.column + kTileRows <= to.columns;
-  const float* panel = x + panel_at(n, depth, 0, t.b);
+  const float* panel = x.x + panel_at(n, depth, x.first(), t.b);
   const int groups = static_cast<int>(units) / kGroupUnits;
   // What is read next is requested with every call, and within it where that is much: a burst waits for itself.
   constexpr int64_t kBurst = 32 * kLineBytes;
-  const int64_t share = t.ahead ? ceil_div(t.ahead_bytes * kPanelRows, n * kLineBytes) * kLineBytes : 0;
+  const int64_t share = t.ahead ? ceil_div(t.ahead_bytes * kPanelRows, x.rows() * kLineBytes) * kLineBytes : 0;
   const int64_t with_group = share > kBurst ? ceil_div(share, groups * kLineBytes) * kLineBytes : 0;
   const uint8_t* ahead = t.ahead;
-  for (int64_t p = 0, first = 0; p < panels; ++p) {
+  for (int64_t p = x.begin, first = x.first(); p < x.end; ++p) {
     const int64_t panel_rows = each + (p < extra ? 1 : 0);
     // Parts as even as can be: one row alone would wait for the latency.
     int64_t parts = panel_rows <= kPanelRows ? 1 : ceil_div(panel_rows, kPanelRows);
@@ -289,12 +289,12 @@ void multiply_block(const TileBlock& t, const float* x, int64_t n, int64_t depth
 
 // Blocks in the order in which x is read: every tile's first, every tile's second, ...
 template <class F, bool kFold>
-void gemm_as(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch, const Target& to) {
+void gemm_as(const Tiles& w, int64_t tile, int64_t tiles, const PieceRows& x, float* scratch, const Target& to) {
   // Lines of BF16 are units already.
   constexpr bool kAsPacked = F::kFormat == WeightFormat::kBf16 && kUnitValues == 2;
   constexpr int64_t kBytes = block_bytes(F::kFormat), kGroups = kTileK / F::kGroup;
   const GemmScratch s(scratch);
-  if (!kTotalsStay) memset(s.sums, 0, static_cast<size_t>(n * tiles * kTileRows) * sizeof(float));
+  if (!kTotalsStay) memset(s.sums, 0, static_cast<size_t>(x.n * tiles * kTileRows) * sizeof(float));
   const int64_t blocks = ceil_div(w.blocks(), kBlockPacked), count = blocks * tiles;
   // After the last of these tiles' come the next tiles' first.
   const auto packed_at = [&](int64_t i) {
@@ -312,31 +312,30 @@ void gemm_as(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_
     }
     multiply_block<F, kFold>({.units = kAsPacked ? reinterpret_cast<const float*>(block) : s.units,
                               .scales = s.scales,
-                              .sums = s.sums + i % tiles * n * kTileRows,
+                              .sums = s.sums + i % tiles * x.n * kTileRows,
                               .b = b,
                               .last = b + 1 == blocks,
                               .column = i % tiles * kTileRows,
                               .ahead = packed_at(i + 1),
                               .ahead_bytes = packed * kBytes},
-                             x, n, w.padded_cols() / kUnitValues, to);
+                             x, w.padded_cols() / kUnitValues, to);
   }
 }
 
 template <class F, bool kFold>
-void gemm_in_order(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch,
-                   const Target& to) {
+void gemm_in_order(const Tiles& w, int64_t tile, int64_t tiles, const PieceRows& x, float* scratch, const Target& to) {
   constexpr int64_t kFits = 65536;  // units of x that stay in the second-level cache beside all else
   // Then memory is read from front to back, which is fastest.
-  const int64_t step = n * (w.padded_cols() / kUnitValues) <= kFits ? 1 : tiles;
-  for (int64_t t = 0; t < tiles; t += step) gemm_as<F, kFold>(w, tile + t, step, x, n, scratch, to.from(t * kTileRows));
+  const int64_t step = x.n * (w.padded_cols() / kUnitValues) <= kFits ? 1 : tiles;
+  for (int64_t t = 0; t < tiles; t += step) gemm_as<F, kFold>(w, tile + t, step, x, scratch, to.from(t * kTileRows));
 }
 
 template <class F>
-void gemm(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch, const Target& to) {
+void gemm(const Tiles& w, int64_t tile, int64_t tiles, const PieceRows& x, float* scratch, const Target& to) {
   if constexpr (kCanFold && F::kFormat != WeightFormat::kNvfp4) {
-    if (w.scales_fold) return gemm_in_order<F, true>(w, tile, tiles, x, n, scratch, to);
+    if (w.scales_fold) return gemm_in_order<F, true>(w, tile, tiles, x, scratch, to);
   }
-  gemm_in_order<F, false>(w, tile, tiles, x, n, scratch, to);
+  gemm_in_order<F, false>(w, tile, tiles, x, scratch, to);
 }
 
 }  // namespace dsv4::cpu::HWY_NAMESPACE

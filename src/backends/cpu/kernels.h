@@ -55,13 +55,23 @@ struct Target {
   }
 };
 
+// What one call of `multiply` takes of x: panels [begin, end) of a piece of n <= kPieceRows rows.
+struct PieceRows {
+  const float* x = nullptr;  // of the piece
+  int64_t n = 0;
+  int64_t begin = 0, end = 0;
+
+  int64_t first() const { return panel_begin(n, begin); }
+  int64_t rows() const { return panel_begin(n, end) - first(); }
+};
+constexpr PieceRows whole_piece(const float* x, int64_t n) { return {x, n, 0, panel_count(n)}; }
+
 struct LinearKernels {
   int64_t unit_values = 1;  // values of K in a unit
-  // to[r][i] = row r of x, a piece of n <= kPieceRows rows, times row i of `tiles` <= kPieceTiles consecutive tiles;
-  // what `to` has no column for is padding. The sums have the same order whatever n and tiles are: groups of K ascending
+  // to[r][i] = row r of the piece times row i of `tiles` <= kPieceTiles consecutive tiles, for the rows in x; what
+  // `to` has no column for is padding. The sums have the same order whatever x and tiles are: groups of K ascending
   // (tiles.h), each a chain of fused multiply-adds from zero, times its scale, added to the total ascending.
-  void (*multiply)(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch,
-                   const Target& to);
+  void (*multiply)(const Tiles& w, int64_t tile, int64_t tiles, const PieceRows& x, float* scratch, const Target& to);
   // BF16 -> act8 -> dequantised, or BF16 as it is; [K] -> [Kp / unit_values] units, zero-padded.
   void (*expand_act8)(const bf16* x, int64_t K, float* out);
   void (*expand_bf16)(const bf16* x, int64_t K, float* out);

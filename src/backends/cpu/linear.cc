@@ -18,13 +18,15 @@ struct Job {
 
 Status run_jobs(Core& c, Workspace::Scope& scope, float* scratch, const Job* jobs, int64_t count) {
   DSV4_ASSIGN(const Shares shares, Shares::make(scope, c.pool.threads()));
+  const int64_t rows = jobs[0].x->rows, parts = row_parts(rows);
   c.pool.run([&](int worker) {
     const WorkerScratch s(scratch, worker);
     const auto tiles_of = [&](int64_t i) { return jobs[i].w->tiles(); };
-    shares.work(worker, piece_step(jobs[0].x->rows), count, tiles_of, [&](int64_t i, IndexRange range) {
+    const auto multiply = [&](int64_t i, IndexRange range, IndexRange part) {
       const Job& job = jobs[i];
-      multiply_into(c.kernels.linear, *job.w, range, *job.x, s.multiply, job.to);
-    });
+      multiply_into(c.kernels.linear, *job.w, range, *job.x, part, parts, s.multiply, job.to);
+    };
+    shares.work_in_parts(worker, piece_step(rows), parts, count, tiles_of, multiply);
   });
   return {};
 }

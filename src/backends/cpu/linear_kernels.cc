@@ -152,35 +152,35 @@ void gemv_f32(const Tiles& w, int64_t tile, const float* piece, int64_t n, int64
   store16(total[1], out + kHalfRows);
 }
 
-void multiply_f32(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* out) {
-  for (int64_t r = 0; r < n; ++r) {
-    for (int64_t t = 0; t < tiles; ++t) gemv_f32(w, tile + t, x, n, r, out + (r * tiles + t) * kTileRows);
+void multiply_f32(const Tiles& w, int64_t tile, int64_t tiles, const PieceRows& x, float* out) {
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    for (int64_t t = 0; t < tiles; ++t) {
+      gemv_f32(w, tile + t, x.x, x.n, x.first() + r, out + (r * tiles + t) * kTileRows);
+    }
   }
 }
 
 template <class F>
-void multiply_as(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch,
-                 const Target& to) {
-  if (n > most_gemv_rows(F::kFormat)) return gemm<F>(w, tile, tiles, x, n, scratch, to);
+void multiply_as(const Tiles& w, int64_t tile, int64_t tiles, const PieceRows& x, float* scratch, const Target& to) {
+  if (x.n > most_gemv_rows(F::kFormat)) return gemm<F>(w, tile, tiles, x, scratch, to);
   if (F::kFormat == WeightFormat::kMxfp4 && w.scales_fold) {
-    gemv_rows<F, true>(w, tile, tiles, x, n, scratch);
+    gemv_rows<F, true>(w, tile, tiles, x.x, x.n, scratch);
   } else {
-    gemv_rows<F, false>(w, tile, tiles, x, n, scratch);
+    gemv_rows<F, false>(w, tile, tiles, x.x, x.n, scratch);
   }
-  finish(scratch, tiles * kTileRows, n, tiles * kTileRows, to, 0, 0);
+  finish(scratch, tiles * kTileRows, x.n, tiles * kTileRows, to, 0, 0);
 }
 
-void multiply(const Tiles& w, int64_t tile, int64_t tiles, const float* x, int64_t n, float* scratch,
-              const Target& to) {
+void multiply(const Tiles& w, int64_t tile, int64_t tiles, const PieceRows& x, float* scratch, const Target& to) {
   switch (w.format) {
-    case WeightFormat::kMxfp4: return multiply_as<Mxfp4>(w, tile, tiles, x, n, scratch, to);
-    case WeightFormat::kNvfp4: return multiply_as<Nvfp4>(w, tile, tiles, x, n, scratch, to);
-    case WeightFormat::kFp8Tile128: return multiply_as<Fp8>(w, tile, tiles, x, n, scratch, to);
-    case WeightFormat::kBf16: return multiply_as<Bf16>(w, tile, tiles, x, n, scratch, to);
+    case WeightFormat::kMxfp4: return multiply_as<Mxfp4>(w, tile, tiles, x, scratch, to);
+    case WeightFormat::kNvfp4: return multiply_as<Nvfp4>(w, tile, tiles, x, scratch, to);
+    case WeightFormat::kFp8Tile128: return multiply_as<Fp8>(w, tile, tiles, x, scratch, to);
+    case WeightFormat::kBf16: return multiply_as<Bf16>(w, tile, tiles, x, scratch, to);
     case WeightFormat::kF32:
     case WeightFormat::kI32:
-      multiply_f32(w, tile, tiles, x, n, scratch);
-      return finish(scratch, tiles * kTileRows, n, tiles * kTileRows, to, 0, 0);
+      multiply_f32(w, tile, tiles, x, scratch);
+      return finish(scratch, tiles * kTileRows, x.rows(), tiles * kTileRows, to, x.first(), 0);
   }
 }
 

@@ -73,6 +73,9 @@ struct Panels {
 // Tiles of a piece at least, where `rows` rows are multiplied: few rows are soon done.
 constexpr int64_t piece_step(int64_t rows) { return rows <= kFewRows ? kPieceTiles / 2 : 1; }
 
+// Parts into which the rows of a tile may be cut: each decodes the tile again, so not too small.
+constexpr int64_t row_parts(int64_t rows) { return std::clamp<int64_t>(rows / 64, 1, 4); }
+
 // Calls f(first_row, rows, first_tile, tiles) for pieces that cover all rows of x and `range` of tiles.
 template <class F>
 void for_pieces(IndexRange range, const Panels& x, const F& f) {
@@ -89,7 +92,7 @@ void multiply_range(const LinearKernels& kernels, const Tiles& w, IndexRange ran
                     float* scratch, float* out, const Sink& sink) {
   for_pieces(range, x, [&](int64_t row, int64_t n, int64_t tile, int64_t tiles) {
     const int64_t columns = tiles * kTileRows;
-    kernels.multiply(w, tile, tiles, x.at(row), n, scratch, {.y = out, .stride = columns, .columns = columns});
+    kernels.multiply(w, tile, tiles, whole_piece(x.at(row), n), scratch, {.y = out, .stride = columns, .columns = columns});
     sink(row, n, tile, tiles, out);
   });
 }
@@ -101,11 +104,18 @@ struct Output {
   int64_t stride = 0, column = 0;
 };
 
+// For those panels of every piece that are in `part` of `parts`.
 inline void multiply_into(const LinearKernels& kernels, const Tiles& w, IndexRange range, const Panels& x,
-                          float* scratch, const Output& to) {
+                          IndexRange part, int64_t parts, float* scratch, const Output& to) {
   for_pieces(range, x, [&](int64_t row, int64_t n, int64_t tile, int64_t tiles) {
     const int64_t at = row * to.stride + to.column + tile * kTileRows;
-    kernels.multiply(w, tile, tiles, x.at(row), n, scratch,
+    const int64_t panels = panel_count(n);
+    const PieceRows rows{.x = x.at(row),
+                         .n = n,
+                         .begin = split_range(panels, parts, part.begin).begin,
+                         .end = split_range(panels, parts, part.end - 1).end};
+    if (rows.begin == rows.end) return;
+    kernels.multiply(w, tile, tiles, rows, scratch,
                      {.y = static_cast<char*>(to.y) + at * static_cast<int64_t>(dtype_size(to.dtype)),
                       .dtype = to.dtype,
                       .stride = to.stride,

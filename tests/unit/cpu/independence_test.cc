@@ -32,7 +32,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 TEST(Independence, LinearOfThreads) {
   for (WeightFormat format : kFormats) {
     const Published w(WeightRole::kLinear, format, 200, 416, 1, 1, 3);
-    for (int64_t T : {1, 5, 30}) {
+    // 130 rows are cut into two parts, and 269 into four, whose last piece has one panel.
+    for (int64_t T : {1, 5, 30, 130, 269}) {
       const std::vector<bf16> x = tests::random_bf16(static_cast<size_t>(T * 416), 5);
       Machine one(tests::cpu(1));
       const std::vector<float> expected = run_linear(one, w, x, T);
