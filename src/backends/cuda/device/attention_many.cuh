@@ -235,9 +235,9 @@ template <class Columns>
 __device__ inline void begin_product(const uint32_t (&probs)[4][4], Columns columns, int piece, float (&o)[32]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   wgmma_arrive();
-  wgmma_bf16_across<false>(o, probs[0], advance(columns, piece * kTileBytes));
+  wgmma_bf16_registers<false, true>(o, probs[0], advance(columns, piece * kTileBytes));
 #pragma unroll
-  for (int k = 1; k < 4; ++k) wgmma_bf16_across<true>(o, probs[k], advance(columns, piece * kTileBytes + k * 16 * 128));
+  for (int k = 1; k < 4; ++k) wgmma_bf16_registers<true, true>(o, probs[k], advance(columns, piece * kTileBytes + k * 16 * 128));
   wgmma_commit();
 #else
   const int lane = threadIdx.x % 32;

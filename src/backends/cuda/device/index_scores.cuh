@@ -127,9 +127,9 @@ __device__ void index_products(const uint32_t (&keys)[E / 16][4], const char* q,
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   const uint64_t b = tile64_descriptor(static_cast<uint32_t>(__cvta_generic_to_shared(q)));
   wgmma_arrive();
-  wgmma_bf16_along<false>(d, keys[0], b);
+  wgmma_bf16_registers<false, false>(d, keys[0], b);
 #pragma unroll
-  for (int s = 1; s < E / 16; ++s) wgmma_bf16_along<true>(d, keys[s], b + ((s / 4 * kIndexTile * 128 + s % 4 * 32) >> 4));
+  for (int s = 1; s < E / 16; ++s) wgmma_bf16_registers<true, false>(d, keys[s], b + ((s / 4 * kIndexTile * 128 + s % 4 * 32) >> 4));
   wgmma_commit();
   wgmma_wait<0>();
   wgmma_written(d);
