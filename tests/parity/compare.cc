@@ -144,11 +144,12 @@ const HostArray& array(const std::vector<HostArray>& arrays, std::string_view na
 }
 
 std::string compare(const OpCase& c, const std::vector<HostArray>& reference,
-                    const std::vector<HostArray>& found, const std::vector<HostArray>* magnitude) {
+                    const std::vector<HostArray>& found, const std::vector<HostArray>* magnitude,
+                    Sums sums) {
   for (size_t i = 0; i < reference.size(); ++i) {
     const HostArray& ref = reference[i];
     if (ref.dtype == DType::kI32 || (c.op == "router" && ref.name == "weights")) continue;
-    const std::vector<Rule> rules = rules_for(c.op, ref.name);
+    const std::vector<Rule> rules = rules_for(c.op, ref.name, sums);
     if (rules.empty())
       return cat(c.op, ".", ref.name, ": no tolerance rule; add one with its reason to rules.cc");
     for (const Rule& rule : rules) {
@@ -176,8 +177,9 @@ std::string check_written(const std::vector<HostArray>& outputs) {
 }
 
 std::string judge(const OpCase& c, const std::vector<HostArray>& reference,
-                  const std::vector<HostArray>& found, const std::vector<HostArray>* magnitude) {
-  std::string message = compare(c, reference, found, magnitude);
+                  const std::vector<HostArray>& found, const std::vector<HostArray>* magnitude,
+                  Sums sums) {
+  std::string message = compare(c, reference, found, magnitude, sums);
   if (message.empty() && c.op == "router") message = check_router(c, found);
   if (message.empty() && c.op == "index_select") message = check_selection(c, found);
   return message;

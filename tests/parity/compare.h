@@ -25,6 +25,12 @@ enum class Scale : uint8_t {
   kMagnitude,  // sum |x||w| of this element
 };
 
+// How a backend sums the products of quantised inputs and weights in experts.
+enum class Sums : uint8_t {
+  kFp32,
+  kFp8TensorCores,  // 32 products at a time, aligned to the largest and cut to about 14 bits
+};
+
 // |found - reference| <= ulps * ulp + relative * |reference| + scaled * scale, and no more than
 // `flips` of the elements (but always a few) may differ at all. All zero: bit for bit.
 struct Rule {
@@ -37,15 +43,18 @@ struct Rule {
   double flips = 1.0;
   double cosine = 0.0;  // of each row, where > 0
   std::string_view reason;
+  Sums sums = Sums::kFp32;
 };
 
-std::vector<Rule> rules_for(std::string_view op, std::string_view output);
+// Those for `sums`, or where there are none of their own, those for FP32.
+std::vector<Rule> rules_for(std::string_view op, std::string_view output, Sums sums = Sums::kFp32);
 
 // "" if the outputs agree under the rules; else the worst place. `magnitude`: outputs of the case's
 // absolute() on reference, or nullptr. NaN and Inf positions must match. Elements of an in-out
 // array that reference left alone must be untouched.
 std::string compare(const OpCase& c, const std::vector<HostArray>& reference,
-                    const std::vector<HostArray>& found, const std::vector<HostArray>* magnitude);
+                    const std::vector<HostArray>& found, const std::vector<HostArray>* magnitude,
+                    Sums sums = Sums::kFp32);
 
 // What the rules cannot say: routing and selection are judged by scores computed here in FP64, so
 // that a difference is accepted only between candidates whose scores are as good as equal.
@@ -54,7 +63,8 @@ std::string check_selection(const OpCase& c, const std::vector<HostArray>& found
 
 // Every check there is for this op.
 std::string judge(const OpCase& c, const std::vector<HostArray>& reference,
-                  const std::vector<HostArray>& found, const std::vector<HostArray>* magnitude);
+                  const std::vector<HostArray>& found, const std::vector<HostArray>* magnitude,
+                  Sums sums = Sums::kFp32);
 
 // "" if no output element still has the poison pattern.
 std::string check_written(const std::vector<HostArray>& outputs);

@@ -1,8 +1,7 @@
-// Router and experts. Routing never leaves the device: a plan of tasks (expert, up to 8 NT of its
-// tokens) is made there, and grids are sized for the most tasks that the batch can have.
+// Router and experts. Routing never leaves the device: a plan of tasks (an expert and some of its tokens) is made
+// there, and grids are sized for the most tasks that the batch can have.
 //   route_kernel    lists of tokens per expert, tasks; act8 of the input
-//   up_kernel       w1 and w3, clamp, SwiGLU, routing weight, act8 of h (experts.cu)
-//   down_kernel     w2, BF16 per expert (experts.cu)
+//   up, down        the products and what lies between them (experts.cu, experts_few.cu)
 //   combine_kernel  experts in ascending id, then the shared one
 // The shared expert is one more expert whose tokens are all rows.
 #include <algorithm>
