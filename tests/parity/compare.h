@@ -25,10 +25,10 @@ enum class Scale : uint8_t {
   kMagnitude,  // sum |x||w| of this element
 };
 
-// How a backend sums the products of quantised inputs and weights in experts.
+// How a backend sums products.
 enum class Sums : uint8_t {
   kFp32,
-  kFp8TensorCores,  // 32 products at a time, aligned to the largest and cut to about 14 bits
+  kTensorCores,  // 16 products at a time, aligned to the largest and cut, not rounded
 };
 
 // |found - reference| <= ulps * ulp + relative * |reference| + scaled * scale, and no more than

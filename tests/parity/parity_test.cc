@@ -54,6 +54,8 @@ class Parity : public testing::TestWithParam<std::string> {
   Machine machine_, reference_;
 };
 
+Sums sums_of(std::string_view backend) { return backend == "cuda" ? Sums::kTensorCores : Sums::kFp32; }
+
 TEST_P(Parity, AgreesWithReference) {
   for (const CaseSpec& spec : cases()) {
     SCOPED_TRACE(spec.name);
@@ -68,8 +70,7 @@ TEST_P(Parity, AgreesWithReference) {
       ASSERT_TRUE(sums.ok()) << sums.status().message();
       magnitude = std::move(sums).value();
     }
-    const Sums sums = GetParam() == "cuda" ? Sums::kFp8TensorCores : Sums::kFp32;
-    EXPECT_EQ(judge(c, *expected, *found, magnitude.empty() ? nullptr : &magnitude, sums), "");
+    EXPECT_EQ(judge(c, *expected, *found, magnitude.empty() ? nullptr : &magnitude, sums_of(GetParam())), "");
     if (spec.name.find("NaN") == std::string::npos) {
       EXPECT_EQ(check_written(*found), "");
     }
@@ -112,7 +113,7 @@ TEST_P(Parity, FusedEntriesAreTheirLeaves) {
     ASSERT_TRUE(composed.ok() && found.ok());
     Outputs magnitude;
     if (needs_magnitude(c)) magnitude = std::move(reference_.run(c.absolute())).value();
-    EXPECT_EQ(judge(c, *composed, *found, magnitude.empty() ? nullptr : &magnitude), "");
+    EXPECT_EQ(judge(c, *composed, *found, magnitude.empty() ? nullptr : &magnitude, sums_of(GetParam())), "");
   }
 }
 

@@ -189,11 +189,28 @@ const Rule kRules[] = {
      .output = "o",
      .ulps = 2,
      .scale = Scale::kRowMax,
+     .scaled = 0x1p-6,
+     .cosine = 0.9999,
+     .reason = "as attention, with queries, keys and entries that may be a step off"},
+    {.op = "attend",
+     .output = "o",
+     .ulps = 2,
+     .scale = Scale::kRowMax,
      .scaled = 0x1p-5,
      .cosine = 0.9999,
-     .reason = "as attention, with queries, keys and entries that may be a step off: one E4M3 code is "
-               "2^-3 of a value, times the share of its key"},
+     .reason = "as above; cut sums move more of these steps, and one E4M3 code is 2^-3 of a value, times the "
+               "share of its key",
+     .sums = Sums::kTensorCores},
 
+    {.op = "moe",
+     .output = "y",
+     .ulps = 1,
+     .scale = Scale::kRowMax,
+     .scaled = 0x1p-8,
+     .flips = 0.1,
+     .cosine = 0.99999,
+     .reason = "a BF16 step of h may move one E4M3 code of w2's input, 2^-3 of one of I terms; one BF16 "
+               "step per expert"},
     {.op = "moe",
      .output = "y",
      .ulps = 1,
@@ -201,8 +218,8 @@ const Rule kRules[] = {
      .scaled = 0x1p-6,
      .flips = 0.1,
      .cosine = 0.9999,
-     .reason = "a BF16 step of h may move one E4M3 code of w2's input, 2^-3 of one of I terms, of which a few "
-               "are large; one BF16 step per expert"},
+     .reason = "as above; cut sums move more of these steps, and with small I a few of the terms are large",
+     .sums = Sums::kTensorCores},
 };
 
 // Outputs of a fused op (prefixes, as above) that a leaf makes alone, from the same inputs: the leaf's rules.
@@ -222,15 +239,15 @@ constexpr Leaf kLeaves[] = {
 
 }  // namespace
 
-std::vector<Rule> rules_for(std::string_view op, std::string_view output) {
+std::vector<Rule> rules_for(std::string_view op, std::string_view output, Sums sums) {
   for (const Leaf& l : kLeaves) {
-    if (l.op == op && output.starts_with(l.output)) return rules_for(l.leaf_op, l.leaf_output);
+    if (l.op == op && output.starts_with(l.output)) return rules_for(l.leaf_op, l.leaf_output, sums);
   }
   std::vector<Rule> rules;
   for (const Rule& r : kRules) {
-    if (r.op == op && output.substr(0, r.output.size()) == r.output) rules.push_back(r);
+    if (r.op == op && output.substr(0, r.output.size()) == r.output && r.sums == sums) rules.push_back(r);
   }
-  return rules;
+  return rules.empty() && sums != Sums::kFp32 ? rules_for(op, output) : rules;
 }
 
 double sum_error(int64_t n) {
