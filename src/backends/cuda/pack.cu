@@ -35,18 +35,19 @@ __global__ void move_codes(uint8_t* published, uint8_t* blocks, int rows, int co
       if (kPack) *at = inside ? *in_file : uint16_t{0};
       else *in_file = *at;
     } else if constexpr (F == WeightFormat::kFp8Tile128) {
-      uint8_t* at = block + place_e4m3(r, k % kBlockK).byte;
-      if (kPack) *at = inside ? file[k] : uint8_t{0};
-      else file[k] = *at;
+      // Here and below: the words were zero; threads of other elements add their own bits.
+      const Place p = place_e4m3(r, k % kBlockK);
+      unsigned* word = reinterpret_cast<unsigned*>(block + p.byte);
+      if (kPack && inside) atomicOr(word, static_cast<unsigned>(place_code<8>(file[k], p.element)));
+      if (!kPack) file[k] = static_cast<uint8_t>(code_at<8>(*word, p.element));
     } else {
       const Place p = place_e2m1(r, k % kBlockK);
       unsigned long long* words = reinterpret_cast<unsigned long long*>(block + p.byte);
       if (kPack) {
-        // The words were zero; threads of other elements add their own bits.
         const uint32_t code = inside ? (file[k / 2] >> (k % 2 * 4)) & 15u : 0u;
-        atomicOr(words, static_cast<unsigned long long>(place_code(code, p.element)));
+        atomicOr(words, static_cast<unsigned long long>(place_code<4>(code, p.element)));
       } else {
-        const uint32_t code = code_at(*words, p.element);
+        const uint32_t code = code_at<4>(*words, p.element);
         // Both nibbles of a published byte are this thread's.
         if (k % 2 == 0) file[k / 2] = static_cast<uint8_t>((file[k / 2] & 0xf0) | code);
         else file[k / 2] = static_cast<uint8_t>((file[k / 2] & 0x0f) | (code << 4));
@@ -101,6 +102,7 @@ Status move(cudaStream_t s, WeightFormat f, uint8_t* file, uint8_t* file_scales,
       move_codes<WeightFormat::kBf16, kPack><<<grid, 256, 0, s>>>(file, codes, r, c, row_bytes);
       break;
     case WeightFormat::kFp8Tile128:
+      if (kPack) DSV4_TRY(check(cudaMemsetAsync(codes, 0, sizes.code_bytes, s), "clearing of memory"));
       move_codes<WeightFormat::kFp8Tile128, kPack><<<grid, 256, 0, s>>>(file, codes, r, c, row_bytes);
       break;
     case WeightFormat::kMxfp4:

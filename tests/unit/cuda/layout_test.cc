@@ -9,6 +9,7 @@
 #include "backends/cuda/packed.h"
 #include "formats/bf16.h"
 #include "formats/e2m1.h"
+#include "formats/e4m3.h"
 
 namespace dsv4::cuda {
 namespace {
@@ -32,12 +33,12 @@ uint32_t word_at(const std::vector<uint8_t>& bytes, size_t at) {
 }
 
 TEST(Layout, EveryElementHasAPlaceOfItsOwn) {
-  std::set<int> bf16, e4m3;
-  std::set<std::pair<int, int>> e2m1;
+  std::set<int> bf16;
+  std::set<std::pair<int, int>> e4m3, e2m1;
   for (int r = 0; r < kTileRows; ++r) {
     for (int k = 0; k < kBlockK; ++k) {
       bf16.insert(place_bf16(r, k).byte);
-      e4m3.insert(place_e4m3(r, k).byte);
+      e4m3.insert({place_e4m3(r, k).byte, place_e4m3(r, k).element});
       e2m1.insert({place_e2m1(r, k).byte, place_e2m1(r, k).element});
     }
   }
@@ -46,23 +47,37 @@ TEST(Layout, EveryElementHasAPlaceOfItsOwn) {
   EXPECT_EQ(e4m3.size(), kAll);
   EXPECT_EQ(e2m1.size(), kAll);
   EXPECT_EQ(*bf16.rbegin() + 2, block_code_bytes(WeightFormat::kBf16));
-  EXPECT_EQ(*e4m3.rbegin() + 1, block_code_bytes(WeightFormat::kFp8Tile128));
+  EXPECT_EQ(e4m3.rbegin()->first + 4, block_code_bytes(WeightFormat::kFp8Tile128));
   EXPECT_EQ(e2m1.rbegin()->first + 8, block_code_bytes(WeightFormat::kMxfp4));
 }
 
-TEST(Layout, Fp8BlocksAreTheOperandsOfTheirLanes) {
-  std::vector<uint8_t> block(2048);
+TEST(Layout, E4m3BlocksBecomeTheOperandsOfTheirLanes) {
+  std::mt19937 rng(5);
+  std::vector<uint8_t> codes(kTileRows * kBlockK), block(2048);
   for (int r = 0; r < kTileRows; ++r) {
-    for (int k = 0; k < kBlockK; ++k) block[static_cast<size_t>(place_e4m3(r, k).byte)] = static_cast<uint8_t>(r * 31 + k * 7);
+    for (int k = 0; k < kBlockK; ++k) {
+      const uint8_t code = static_cast<uint8_t>(rng() % 256) & (rng() % 2 ? 0xff : 0x87);  // many subnormals
+      codes[static_cast<size_t>(r * kBlockK + k)] = (code & 0x7f) == 0x7f ? 0 : code;
+      const Place p = place_e4m3(r, k);
+      uint32_t word = word_at(block, static_cast<size_t>(p.byte));
+      word |= static_cast<uint32_t>(place_code<8>(codes[static_cast<size_t>(r * kBlockK + k)], p.element));
+      memcpy(block.data() + p.byte, &word, 4);
+      EXPECT_EQ(code_at<8>(word, p.element), codes[static_cast<size_t>(r * kBlockK + k)]);
+    }
   }
   for (int j = 0; j < 4; ++j) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      // The 16 bytes of a lane: row g of both steps, then row g + 8; of four codes the middle two change places.
+      // The four words of a lane: row g of both steps, then row g + 8.
       const size_t at = static_cast<size_t>(j * kLanes + lane) * 16;
       for (int word = 0; word < 4; ++word) {
+        uint32_t pairs[2];
+        e4m3_to_bf16(word_at(block, at + static_cast<size_t>(word) * 4), pairs);
         for (int i = 0; i < 4; ++i) {
           const RowK e = a_element(lane, word % 2, word / 2 + i / 2 * 2, i % 2);
-          EXPECT_EQ(block[at + static_cast<size_t>(word * 4 + place_of_four(i))], static_cast<uint8_t>(e.row * 31 + (32 * j + e.k) * 7));
+          const float expected = e4m3_to_float(codes[static_cast<size_t>(e.row * kBlockK + 32 * j + e.k)]);
+          const float found = to_float(bf16{static_cast<uint16_t>(pairs[i / 2] >> (16 * (i % 2)))}) * 0x1p120f;
+          EXPECT_EQ(found, expected);
+          EXPECT_EQ(std::signbit(found), std::signbit(expected));
         }
       }
     }
@@ -79,9 +94,9 @@ TEST(Layout, E2m1BlocksBecomeTheOperandsOfTheirLanes) {
       const Place p = place_e2m1(r, k);
       uint64_t words;
       memcpy(&words, block.data() + p.byte, 8);
-      words |= place_code(code, p.element);
+      words |= place_code<4>(code, p.element);
       memcpy(block.data() + p.byte, &words, 8);
-      EXPECT_EQ(code_at(words, p.element), code);
+      EXPECT_EQ(code_at<4>(words, p.element), code);
     }
   }
   for (int j = 0; j < 4; ++j) {

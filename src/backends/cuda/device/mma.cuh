@@ -43,13 +43,24 @@ __device__ inline void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N));
 }
 
-// Weights are read once: they leave no trace in L1 and go first in L2.
+// Weights are read once a step: they leave no trace in L1 and go first from L2, where the code of the kernels, which
+// comes round once a layer, and what they hand each other should stay.
+__device__ inline uint64_t read_once() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
 __device__ inline uint4 load_stream(const void* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4], %5;"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
+               : "l"(p), "l"(read_once()));
   return v;
+}
+__device__ inline void copy_stream_16(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global), "l"(read_once()));
 }
 
 // Brings up to 2^32 - 16 bytes (a multiple of 16) into L2 without waiting for them.
@@ -79,12 +90,6 @@ __device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   uint32_t d;
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
-}
-// Four E4M3 codes (k0, k2, k1, k3) as two pairs of BF16, exact: exponent and mantissa in place are value * 2^-120,
-// then one product with a factor of 2^120 and more or less.
-__device__ inline void e4m3_to_bf16(uint32_t w, uint32_t factor, uint32_t& k01, uint32_t& k23) {
-  k01 = mul_bf16x2(((w << 8) & 0x80008000u) | ((w << 4) & 0x07f007f0u), factor);
-  k23 = mul_bf16x2((w & 0x80008000u) | ((w >> 4) & 0x07f007f0u), factor);
 }
 
 }  // namespace dsv4::cuda

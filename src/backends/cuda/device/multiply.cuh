@@ -100,10 +100,14 @@ __device__ inline void operands(const Block<P>& b, int j, uint32_t (&a)[2][4]) {
   } else if constexpr (P == Product::kFp8) {
     const uint4& v = b.codes[j];
     const uint32_t factor = code_factor<P>(b.scales[0]);
-    e4m3_to_bf16(v.x, factor, a[0][0], a[0][2]);
-    e4m3_to_bf16(v.y, factor, a[1][0], a[1][2]);
-    e4m3_to_bf16(v.z, factor, a[0][1], a[0][3]);
-    e4m3_to_bf16(v.w, factor, a[1][1], a[1][3]);
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // row g: both steps, row g + 8: both
+      uint32_t pairs[2];
+      e4m3_to_bf16(words[i], pairs);
+      a[i % 2][i / 2] = mul_bf16x2(pairs[0], factor);
+      a[i % 2][i / 2 + 2] = mul_bf16x2(pairs[1], factor);
+    }
   } else {
     const uint4& v = b.codes[j / 2];
     const uint32_t words[2] = {j % 2 ? v.z : v.x, j % 2 ? v.w : v.y};
@@ -177,10 +181,10 @@ __device__ inline void few_tokens(const char* rows, int stride, int tokens, cons
 }
 
 // total += the product of blocks first, first + step, ... of MA tiles with up to NT * 8 tokens, the first of the blocks
-// `ahead`; x of few_tokens().
+// `ahead`; x of few_tokens(), the operands of the first block `at` bytes on, of the next one `at_step` further.
 template <Product P, int MA, int NT, int Depth>
 __device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, int step, Block<P> (&ahead)[Depth][MA],
-                                const char* const (&x)[NT], float (&total)[MA][NT][4]) {
+                                const char* const (&x)[NT], int at, int at_step, float (&total)[MA][NT][4]) {
   constexpr int kSteps = Depth;
   for (int base = first; base < blocks; base += kSteps * step) {
 #pragma unroll
@@ -194,7 +198,8 @@ __device__ inline void multiply(const Tile (&tiles)[MA], int blocks, int first, 
 #pragma unroll
         for (int m = 0; m < MA; ++m) load_block<P>(tiles[m], block + kSteps * step, ahead[stage][m]);
       }
-      multiply_groups<P, 4>(b, x, block * (kBlockK * 2), total);
+      multiply_groups<P, 4>(b, x, at, total);
+      at += at_step;
     }
   }
 }

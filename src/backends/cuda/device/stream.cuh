@@ -52,9 +52,9 @@ struct NextPieces {
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) copy_async_16(to + (m * Span + h) * kPieceBytes + i * 512, codes[m] + i * 512);
+        for (int i = 0; i < 2; ++i) copy_stream_16(to + (m * Span + h) * kPieceBytes + i * 512, codes[m] + i * 512);
       }
-      if (lane < 2 * kLanes) copy_async_16(scales_to + h * kPieceBytes, P == Product::kFp8 ? around(scales) : scales);
+      if (lane < 2 * kLanes) copy_stream_16(scales_to + h * kPieceBytes, P == Product::kFp8 ? around(scales) : scales);
       --left;
       const bool next_block = kPiecesOfBlock<P> == 1 || left % 2 == 0;
       for (int m = 0; m < 2; ++m) codes[m] += kPieceCodes + (next_block ? (kApart - 1) * kPiecesOfBlock<P> * kPieceCodes : 0);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "backends/cuda/device/cluster.cuh"
 #include "backends/cuda/device/multiply.cuh"
 #include "backends/cuda/device/quantise.cuh"
 #include "backends/cuda/ops.h"
@@ -13,11 +14,22 @@ namespace dsv4::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kFewTokens = 8;             // of one block at most
-constexpr int kInputBytes = 96 * 1024;    // of a block: two share a processor
-constexpr int kOwnTokens = 2;             // whose act8 every block makes for itself,
-constexpr int kOwnGroups = 64;            // or as many groups of 128 of more tokens
+constexpr int kFewTokens = 8;                // of one block at most
+constexpr int kBlockBytes = 112 * 1024;      // shared memory of a block: two share a processor
+constexpr int kOwnTokens = 2;                // whose act8 every block makes for itself,
+constexpr int kOwnGroups = 128;              // or as many groups of 128 of more tokens
+constexpr int kMostCluster = 2;              // of 4 they were slower
 constexpr int kShareSums = kFewTokens * kTileRows;
+constexpr int kSumBytes = kWarps * kShareSums * 4;
+
+// The part of K that a block has: blocks of 128, its shares in turn.
+struct Slice {
+  int first, own, split, count;  // the first one; of neighbouring shares, of how many; how many in all
+
+  __device__ Slice(const LinearJob& job, int rank)
+      : first(rank * job.own), own(job.own), split(job.split), count((job.w.blocks() + job.split - 1) / job.split * job.own) {}
+  __device__ int block(int i) const { return first + i / own * split + i % own; }
+};
 
 // 1 / root mean square of up to 8 rows, with the sums of rms_norm. `sums` [8][kWarps].
 __device__ void inverse_rms(const LinearParams& p, float (*sums)[kWarps], float* inverse) {
@@ -46,93 +58,114 @@ __device__ void inverse_rms(const LinearParams& p, float (*sums)[kWarps], float*
   __syncthreads();
 }
 
-// act8 of the rows of x, normed first where a norm is given, in shared memory: rows `stride` bytes apart.
-__device__ void stage_act8(const LinearParams& p, int blocks, char* rows, int stride) {
+// act8 of a slice of the rows of x, normed first where a norm is given, in shared memory: rows `stride` bytes apart.
+__device__ void stage_act8(const LinearParams& p, const Slice& slice, char* rows, int stride) {
   __shared__ float norm_sums[kFewTokens][kWarps], inverse[kFewTokens];
   if (p.norm) inverse_rms(p, norm_sums, inverse);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   constexpr int kAhead = 4;  // groups whose loads are in flight together
-  for (int first = warp; first < p.T * blocks; first += kAhead * kWarps) {
+  for (int first = warp; first < p.T * slice.count; first += kAhead * kWarps) {
     float v[kAhead][4];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      const int at = min(first + i * kWarps, p.T * blocks - 1);
-      load_group(p.x + at / blocks * p.x_stride, p.K, at % blocks, v[i]);
+      const int at = min(first + i * kWarps, p.T * slice.count - 1), block = slice.block(at % slice.count);
+      load_group(p.x + at / slice.count * p.x_stride, p.K, block, v[i]);
       if (p.norm) {
         float w[4];
-        load_group(p.norm, p.K, at % blocks, w);
-        for (int e = 0; e < 4; ++e) v[i][e] = round_bf16(v[i][e] * inverse[at / blocks] * w[e]);
+        load_group(p.norm, p.K, block, w);
+        for (int e = 0; e < 4; ++e) v[i][e] = round_bf16(v[i][e] * inverse[at / slice.count] * w[e]);
       }
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int at = first + i * kWarps;
-      if (at >= p.T * blocks) break;
-      *reinterpret_cast<uint2*>(rows + at / blocks * stride + (at % blocks * kBlockK + 4 * lane) * 2) = act8_four(v[i]);
+      if (at >= p.T * slice.count) break;
+      *reinterpret_cast<uint2*>(rows + at / slice.count * stride + (at % slice.count * kBlockK + 4 * lane) * 2) = act8_four(v[i]);
     }
   }
-  __syncthreads();
+}
+
+// The slice of the tokens of a block, whose tiles are of one group, in shared memory.
+__device__ void stage_tokens(const LinearParams& p, const LinearJob& job, const Slice& slice, int first_tile, int first_token, int tokens,
+                             char* rows, int stride) {
+  if (job.act8 && !p.act8) {
+    stage_act8(p, slice, rows, stride);
+  } else {
+    const int blocks = job.w.blocks(), group = p.rows_per_group ? first_tile * kTileRows / p.rows_per_group : 0;
+    for (int t = 0; t < tokens; ++t) {
+      const int64_t token = first_token + t;
+      const bf16* from = job.act8 ? p.act8 + token * blocks * kBlockK : p.x + token * p.x_stride + static_cast<int64_t>(group) * p.K;
+      for (int i = threadIdx.x; i < slice.count * 16; i += kWarps * 32) {
+        const int block = slice.block(i / 16);
+        if (block < blocks) *reinterpret_cast<uint4*>(rows + t * stride + i * 16) = reinterpret_cast<const uint4*>(from)[block * 16 + i % 16];
+      }
+    }
+  }
 }
 
 // total = this warp's tile times the tokens of the block, over share `part` of K. Weights do not depend on the kernels
 // before: the first are on their way while those still run.
 template <Product P>
-__device__ void multiply_share(const LinearParams& p, const LinearJob& job, bool inside, int tile, int part, int first_token, int tokens,
-                               char* shared, float (&total)[1][1][4]) {
-  const int blocks = (p.K + kBlockK - 1) / kBlockK, stride = few_stride(blocks);
+__device__ void multiply_share(const LinearParams& p, const LinearJob& job, const Slice& slice, int first_tile, int tile, int part,
+                               int first_token, int tokens, char* rows, float (&total)[1][1][4]) {
+  const bool inside = tile < job.w.tiles();
+  const int blocks = job.w.blocks(), stride = few_stride(slice.count);
   const Tile tiles[1] = {tile_of<P>(job.w, inside ? tile : 0)};
   Ahead<P, 1> ahead;
   if (inside) load_ahead<P>(tiles, blocks, part, job.split, ahead);
   wait_for_previous();
-  if (job.act8 && !p.act8) {
-    stage_act8(p, blocks, shared, stride);
-  } else {
-    // Tiles of a block are of one group.
-    const int group = p.rows_per_group ? (blockIdx.x - job.first_block) * job.tiles_here * kTileRows / p.rows_per_group : 0;
-    for (int t = 0; t < tokens; ++t) {
-      const int64_t token = first_token + t;
-      const bf16* from = job.act8 ? p.act8 + token * blocks * kBlockK : p.x + token * p.x_stride + static_cast<int64_t>(group) * p.K;
-      for (int i = threadIdx.x; i < blocks * 16; i += kWarps * 32) copy_async_16(shared + t * stride + i * 16, from + i * 8);
-    }
-    copy_async_commit();
-    copy_async_wait<0>();
-    __syncthreads();
-  }
+  blocks_started();
+  if (first_tile < job.w.tiles()) stage_tokens(p, job, slice, first_tile, first_token, tokens, rows, stride);
+  __syncthreads();
   const char* x[1];
-  few_tokens(shared, stride, tokens, x);
-  if (inside) multiply<P>(tiles, blocks, part, job.split, ahead, x, total);
+  few_tokens(rows, stride, tokens, x);
+  if (inside) multiply<P>(tiles, blocks, part, job.split, ahead, x, (part - slice.first) * (kBlockK * 2), slice.own * (kBlockK * 2), total);
 }
 
 __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_constant__ LinearParams p) {
   extern __shared__ uint4 dynamic[];
-  char* shared = reinterpret_cast<char*>(dynamic);
+  __shared__ Arrivals sums_here;
   int j = 0;
   while (j + 1 < p.n && static_cast<int>(blockIdx.x) >= p.jobs[j + 1].first_block) ++j;
   const LinearJob& job = p.jobs[j];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int in_job = blockIdx.x - job.first_block, rank = in_job % job.sharing, in_cluster = blockIdx.x % p.cluster - rank;
+  const int tiles_here = job.tiles_here, first_tile = in_job / job.sharing * tiles_here;
+  // Of those, this block adds up tiles rank, rank + sharing, ...
+  const int mine = (tiles_here - rank + job.sharing - 1) / job.sharing;
+  if (threadIdx.x == 0) expect_arrivals(sums_here, job.sharing > 1 ? static_cast<uint32_t>(mine * job.split * kShareSums * 4) : 0);
+  block_started();
+  const Slice slice(job, rank);
   const int first_token = blockIdx.y * p.few, tokens = min(p.few, p.T - first_token);
-  const int tiles_here = job.tiles_here, first_tile = (blockIdx.x - job.first_block) * tiles_here;
-  const int tile = first_tile + warp / job.split, part = warp % job.split;
-  const bool inside = warp / job.split < tiles_here && tile < job.w.tiles();
+  const int local = warp / job.own, part = slice.first + warp % job.own;
+  const int tile = local < tiles_here ? first_tile + local : job.w.tiles();
+  float* const sums = reinterpret_cast<float*>(dynamic);  // [tiles][shares][16 rows][8 tokens]
+  char* const rows = reinterpret_cast<char*>(sums + kWarps * kShareSums);
   float total[1][1][4] = {};
   switch (job.product) {
-    case Product::kBf16: multiply_share<Product::kBf16>(p, job, inside, tile, part, first_token, tokens, shared, total); break;
-    case Product::kFp8: multiply_share<Product::kFp8>(p, job, inside, tile, part, first_token, tokens, shared, total); break;
-    case Product::kMxfp4: multiply_share<Product::kMxfp4>(p, job, inside, tile, part, first_token, tokens, shared, total); break;
-    case Product::kNvfp4: multiply_share<Product::kNvfp4>(p, job, inside, tile, part, first_token, tokens, shared, total); break;
+    case Product::kBf16: multiply_share<Product::kBf16>(p, job, slice, first_tile, tile, part, first_token, tokens, rows, total); break;
+    case Product::kFp8: multiply_share<Product::kFp8>(p, job, slice, first_tile, tile, part, first_token, tokens, rows, total); break;
+    case Product::kMxfp4: multiply_share<Product::kMxfp4>(p, job, slice, first_tile, tile, part, first_token, tokens, rows, total); break;
+    case Product::kNvfp4: multiply_share<Product::kNvfp4>(p, job, slice, first_tile, tile, part, first_token, tokens, rows, total); break;
   }
 
-  // Shares of K in order of the warps; neighbouring threads write neighbouring rows of one token.
-  float* sums = reinterpret_cast<float*>(shared + min(p.few, p.T) * few_stride(job.w.blocks()));
-  float* mine = sums + warp * kShareSums;
-  for (int i = 0; i < 4; ++i) mine[(2 * t + i % 2) * kTileRows + g + i / 2 * 8] = total[0][0][i];
-  __syncthreads();
-  for (int i = threadIdx.x; i < tiles_here * tokens * kTileRows; i += kWarps * 32) {
-    const int r = i % kTileRows, local = i / kTileRows % tiles_here, token = i / kTileRows / tiles_here;
-    const int out_row = (first_tile + local) * kTileRows + r;
+  // Shares of K in order; neighbouring threads write neighbouring rows of one token.
+  if (local < tiles_here) {
+    float* to = sums + (local / job.sharing * job.split + part) * kShareSums + g * kFewTokens + 2 * t;
+    for (int i = 0; i < 2; ++i) {
+      const float2 both = {total[0][0][2 * i], total[0][0][2 * i + 1]};
+      if (job.sharing == 1) *reinterpret_cast<float2*>(to + i * 8 * kFewTokens) = both;
+      else send(reinterpret_cast<uint2*>(to + i * 8 * kFewTokens), uint2{float_to_bits(both.x), float_to_bits(both.y)}, sums_here, in_cluster + local % job.sharing);
+    }
+  }
+  if (job.sharing == 1) __syncthreads();
+  else wait_arrivals(sums_here);
+  for (int i = threadIdx.x; i < mine * tokens * kTileRows; i += kWarps * 32) {
+    const int r = i % kTileRows, place = i / kTileRows % mine, token = i / kTileRows / mine;
+    const int out_row = (first_tile + place * job.sharing + rank) * kTileRows + r;
     if (out_row >= job.w.rows) continue;
     float sum = 0.0f;
-    for (int w = local * job.split; w < (local + 1) * job.split; ++w) sum += sums[w * kShareSums + token * kTileRows + r];
+    for (int w = 0; w < job.split; ++w) sum += sums[(place * job.split + w) * kShareSums + r * kFewTokens + token];
     sum *= job.w.global_scale;
     const int64_t at = static_cast<int64_t>(first_token + token) * job.w.rows + out_row;
     if (job.y_f32) static_cast<float*>(job.y)[at] = sum;
@@ -173,8 +206,17 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
     (job.act8 ? act8 : raw) = true;
   }
   const int blocks = ceil_div(p.K, kBlockK);
-  p.few = std::clamp(kInputBytes / few_stride(blocks), 1, kFewTokens);
-  const bool stages = act8 && p.T <= p.few && (p.T <= kOwnTokens || p.T * blocks <= kOwnGroups);
+  p.cluster = 1;
+  for (int i = 0; i < p.n; ++i) p.cluster = std::max(p.cluster, std::min(p.jobs[i].split, kMostCluster));
+  int slice = 0;  // the most blocks of K of a block
+  for (int i = 0; i < p.n; ++i) {
+    LinearJob& job = p.jobs[i];
+    job.sharing = std::min(job.split, p.cluster);
+    job.own = job.split / job.sharing;
+    slice = std::max(slice, ceil_div(blocks, job.split) * job.own);
+  }
+  p.few = std::clamp((kBlockBytes - kSumBytes) / few_stride(slice), 1, kFewTokens);
+  const bool stages = act8 && p.T <= p.few && (p.T <= kOwnTokens || p.T * slice <= kOwnGroups);
   if (p.norm && (!stages || raw || p.K % 2 != 0)) {
     DSV4_ASSIGN(bf16* normed, scratch.take<bf16>(static_cast<int64_t>(p.T) * p.K));
     DSV4_TRY(rms_norm(ctx, {.x = p.x, .w = p.norm, .y = normed, .T = p.T, .N = p.K, .eps = p.norm_eps}));
@@ -197,19 +239,20 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
   unsigned grid = 0;
   for (int i = 0; i < p.n; ++i) {
     LinearJob& job = p.jobs[i];
-    job.tiles_here = kWarps / job.split;
+    job.tiles_here = kWarps / job.own;
     while (p.rows_per_group / kTileRows % job.tiles_here != 0) job.tiles_here /= 2;
     job.first_block = static_cast<int32_t>(grid);
-    grid += static_cast<unsigned>(ceil_div(job.w.tiles(), job.tiles_here));
+    const int needed = ceil_div(job.w.tiles(), job.tiles_here) * job.sharing;
+    grid += static_cast<unsigned>(ceil_div(needed, p.cluster) * p.cluster);
   }
-  const int bytes = std::min(p.few, p.T) * few_stride(blocks) + kWarps * kShareSums * 4;
+  const int bytes = kSumBytes + std::min(p.few, p.T) * few_stride(slice);
   DSV4_TRY(allow_shared(linear_kernel, bytes));
   const dim3 all(grid, static_cast<unsigned>(ceil_div(p.T, p.few)));
-  return enqueue(ctx, "linear_kernel", linear_kernel, all, kWarps * 32, static_cast<size_t>(bytes), p);
+  return enqueue_clusters(ctx, "linear_kernel", linear_kernel, all, static_cast<unsigned>(p.cluster), kWarps * 32, static_cast<size_t>(bytes), p);
 }
 
 LinearJob make_job(const WeightView& w, void* y, DType dtype) {
-  return {.w = matrix(w), .y = y, .first_block = 0, .tiles_here = 0, .split = 1, .product = Product::kBf16, .act8 = false, .y_f32 = dtype == DType::kF32};
+  return {.w = matrix(w), .y = y, .first_block = 0, .split = 1, .tiles_here = 0, .sharing = 1, .own = 1, .product = Product::kBf16, .act8 = false, .y_f32 = dtype == DType::kF32};
 }
 
 }  // namespace

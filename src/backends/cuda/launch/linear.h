@@ -16,8 +16,9 @@ struct LinearJob {
   Matrix w;
   void* y;
   int32_t first_block;  // of the grid; of many tokens: cluster
-  int32_t tiles_here;   // of a block of few tokens
   int32_t split;        // shares of K
+  // Few tokens: the tiles of a block, which as many blocks of a cluster as `sharing` have; its shares of K.
+  int32_t tiles_here, sharing, own;
   Product product;
   bool act8;  // whether the input is rounded by act8 first
   bool y_f32;
@@ -27,6 +28,7 @@ struct LinearParams {
   LinearJob jobs[kMaxStackedLinears];
   int32_t n, T, K;
   int32_t few;             // tokens of a block of few
+  int32_t cluster;         // blocks of few tokens that exchange sums
   const bf16* x;           // rows x_stride apart; of group g, K * g further
   int64_t x_stride;        // elements
   const bf16* norm;        // [K] of an RMSNorm of x, or nullptr

@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
     float total[1][1][4] = {};
     if (tile < tiles) {
       if (base != first) load_ahead<Product::kBf16>(mine, gate.blocks(), part, split, ahead);
-      multiply<Product::kBf16>(mine, gate.blocks(), part, split, ahead, tokens, total);
+      multiply<Product::kBf16>(mine, gate.blocks(), part, split, ahead, tokens, part * (kBlockK * 2), split * (kBlockK * 2), total);
     }
     for (int i = 0; i < 4; ++i) sums[warp][(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[0][0][i];
     __syncthreads();
