@@ -53,18 +53,20 @@ __device__ inline uint2 act8_four(const float (&v)[4]) {
   return {pair(low), pair(high)};
 }
 
-// Elements 4 l .. 4 l + 3 of group `block` of a BF16 row; 0 past its end.
-__device__ inline void load_group(const bf16* row, int cols, int block, float (&v)[4]) {
+// Elements 4 l .. 4 l + 3 of group `block` of a BF16 row, 0 past its end: as they are, and as floats.
+__device__ inline uint2 load_four(const bf16* row, int cols, int block) {
   const int k = block * kBlockK + 4 * (threadIdx.x % 32);
-  if (k + 4 <= cols && cols % 4 == 0) {
-    const uint2 w = *reinterpret_cast<const uint2*>(row + k);
-    v[0] = bits_to_float(w.x << 16);
-    v[1] = bits_to_float(w.x & 0xffff0000u);
-    v[2] = bits_to_float(w.y << 16);
-    v[3] = bits_to_float(w.y & 0xffff0000u);
-    return;
-  }
-  for (int i = 0; i < 4; ++i) v[i] = k + i < cols ? to_float(row[k + i]) : 0.0f;
+  if (k + 4 <= cols && cols % 4 == 0) return *reinterpret_cast<const uint2*>(row + k);
+  uint32_t v[4];
+  for (int i = 0; i < 4; ++i) v[i] = k + i < cols ? row[k + i].bits : 0u;
+  return {v[0] | v[1] << 16, v[2] | v[3] << 16};
 }
+__device__ inline void unpack_four(uint2 w, float (&v)[4]) {
+  v[0] = bits_to_float(w.x << 16);
+  v[1] = bits_to_float(w.x & 0xffff0000u);
+  v[2] = bits_to_float(w.y << 16);
+  v[3] = bits_to_float(w.y & 0xffff0000u);
+}
+__device__ inline void load_group(const bf16* row, int cols, int block, float (&v)[4]) { unpack_four(load_four(row, cols, block), v); }
 
 }  // namespace dsv4::cuda

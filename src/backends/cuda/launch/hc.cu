@@ -1,4 +1,4 @@
-// mHC: post of one site, projections, mix and norm of the next, in one launch for one token. Columns of D are cut
+// mHC: post of one site, projections, mix and norm of the next, in one launch for few tokens. Columns of D are cut
 // into parts of 256, a block takes one or two. A warp holds eight rows of fn for one stream of its part, loaded while
 // the kernel before still runs; the blocks of one cluster, a token's whole D between them, exchange the sums.
 // Many tokens: hc_many.cu.
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kThreads = kShares * 32;
 constexpr int kSinkhorn = kShares - 1;  // warp that does Sinkhorn, whose result only the site's end needs
-constexpr int kFewTokens = 1;           // up to here a cluster for each
+constexpr int kBlocksAtATime = 112;     // of clusters, one block per processor, whatever the processors' groups
 
 template <int HC>
 __device__ void comb_column(const float* comb, int l, float (&column)[HC]) {
@@ -238,8 +238,9 @@ Status run_streams(OpContext& ctx, const Hc& p) {
     return enqueue(ctx, "hc_post_kernel", hc_post_kernel<HC>, grid, 256, 0, p);
   }
   // A cluster of one block cannot send to itself.
-  if (p.T > kFewTokens || p.D <= kPart) return hc_many<HC>(ctx, p);
-  return p.D <= static_cast<int>(kMaxCluster) * kPart ? launch<HC, 1>(ctx, p) : launch<HC, 2>(ctx, p);
+  if (p.T == 1 && p.D > kPart && p.D <= static_cast<int>(kMaxCluster) * kPart) return launch<HC, 1>(ctx, p);
+  const int blocks = ceil_div(p.D, 2 * kPart);
+  return blocks > 1 && p.T * blocks <= kBlocksAtATime ? launch<HC, 2>(ctx, p) : hc_many<HC>(ctx, p);
 }
 
 Status run(OpContext& ctx, const Hc& p, int64_t hc) {

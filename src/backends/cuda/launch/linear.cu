@@ -17,7 +17,7 @@ constexpr int kWarps = 8;
 constexpr int kFewTokens = 8;                // of one block at most
 constexpr int kBlockBytes = 112 * 1024;      // shared memory of a block: two share a processor
 constexpr int kOwnTokens = 2;                // whose act8 every block makes for itself,
-constexpr int kOwnGroups = 128;              // or as many groups of 128 of more tokens
+constexpr int kOwnGroups = 64;               // or as many groups of 128 of more tokens
 constexpr int kMostCluster = 2;              // of 4 they were slower
 constexpr int kShareSums = kFewTokens * kTileRows;
 constexpr int kSumBytes = kWarps * kShareSums * 4;
@@ -31,18 +31,28 @@ struct Slice {
   __device__ int block(int i) const { return first + i / own * split + i % own; }
 };
 
-// 1 / root mean square of up to 8 rows, with the sums of rms_norm. `sums` [8][kWarps].
-__device__ void inverse_rms(const LinearParams& p, float (*sums)[kWarps], float* inverse) {
-  float squares[kFewTokens] = {};
+// squares[t] += this thread's share of row t; those of the last row for rows past it. What is loaded is under way
+// together.
+template <int N>
+__device__ void add_squares(const LinearParams& p, float (&squares)[kFewTokens]) {
+#pragma unroll 2
   for (int i = threadIdx.x; i < p.K / 2; i += kWarps * 32) {
+    uint32_t both[N];
 #pragma unroll
-    for (int t = 0; t < kFewTokens; ++t) {
-      if (t >= p.T) break;
-      const uint32_t both = reinterpret_cast<const uint32_t*>(p.x + t * p.x_stride)[i];
-      const float low = bits_to_float(both << 16), high = bits_to_float(both & 0xffff0000u);
+    for (int t = 0; t < N; ++t) both[t] = reinterpret_cast<const uint32_t*>(p.x + min(t, p.T - 1) * p.x_stride)[i];
+#pragma unroll
+    for (int t = 0; t < N; ++t) {
+      const float low = bits_to_float(both[t] << 16), high = bits_to_float(both[t] & 0xffff0000u);
       squares[t] = __fmaf_rn(low, low, __fmaf_rn(high, high, squares[t]));
     }
   }
+}
+
+// 1 / root mean square of up to 8 rows, with the sums of rms_norm. `sums` [8][kWarps].
+__device__ void inverse_rms(const LinearParams& p, float (*sums)[kWarps], float* inverse) {
+  float squares[kFewTokens] = {};
+  if (p.T == 1) add_squares<1>(p, squares);
+  else add_squares<kFewTokens>(p, squares);
 #pragma unroll
   for (int t = 0; t < kFewTokens; ++t) {
     if (t >= p.T) break;
@@ -63,24 +73,27 @@ __device__ void stage_act8(const LinearParams& p, const Slice& slice, char* rows
   __shared__ float norm_sums[kFewTokens][kWarps], inverse[kFewTokens];
   if (p.norm) inverse_rms(p, norm_sums, inverse);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  constexpr int kAhead = 4;  // groups whose loads are in flight together
+  constexpr int kAhead = 8;  // groups whose loads are in flight together
   for (int first = warp; first < p.T * slice.count; first += kAhead * kWarps) {
-    float v[kAhead][4];
+    uint2 raw[kAhead], w[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int at = min(first + i * kWarps, p.T * slice.count - 1), block = slice.block(at % slice.count);
-      load_group(p.x + at / slice.count * p.x_stride, p.K, block, v[i]);
-      if (p.norm) {
-        float w[4];
-        load_group(p.norm, p.K, block, w);
-        for (int e = 0; e < 4; ++e) v[i][e] = round_bf16(v[i][e] * inverse[at / slice.count] * w[e]);
-      }
+      raw[i] = load_four(p.x + at / slice.count * p.x_stride, p.K, block);
+      if (p.norm) w[i] = load_four(p.norm, p.K, block);
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int at = first + i * kWarps;
       if (at >= p.T * slice.count) break;
-      *reinterpret_cast<uint2*>(rows + at / slice.count * stride + (at % slice.count * kBlockK + 4 * lane) * 2) = act8_four(v[i]);
+      float v[4];
+      unpack_four(raw[i], v);
+      if (p.norm) {
+        float factor[4];
+        unpack_four(w[i], factor);
+        for (int e = 0; e < 4; ++e) v[e] = round_bf16(v[e] * inverse[at / slice.count] * factor[e]);
+      }
+      *reinterpret_cast<uint2*>(rows + at / slice.count * stride + (at % slice.count * kBlockK + 4 * lane) * 2) = act8_four(v);
     }
   }
 }
@@ -97,9 +110,11 @@ __device__ void stage_tokens(const LinearParams& p, const LinearJob& job, const 
       const bf16* from = job.act8 ? p.act8 + token * blocks * kBlockK : p.x + token * p.x_stride + static_cast<int64_t>(group) * p.K;
       for (int i = threadIdx.x; i < slice.count * 16; i += kWarps * 32) {
         const int block = slice.block(i / 16);
-        if (block < blocks) *reinterpret_cast<uint4*>(rows + t * stride + i * 16) = reinterpret_cast<const uint4*>(from)[block * 16 + i % 16];
+        if (block < blocks) copy_async_16(rows + t * stride + i * 16, from + (block * 16 + i % 16) * 8);
       }
     }
+    copy_async_commit();
+    copy_async_wait<0>();
   }
 }
 
@@ -113,6 +128,7 @@ __device__ void multiply_share(const LinearParams& p, const LinearJob& job, cons
   const Tile tiles[1] = {tile_of<P>(job.w, inside ? tile : 0)};
   Ahead<P, 1> ahead;
   if (inside) load_ahead<P>(tiles, blocks, part, job.split, ahead);
+  if (p.norm && threadIdx.x * 64 < p.K) prefetch_line(p.norm + threadIdx.x * 64);
   wait_for_previous();
   blocks_started();
   if (first_tile < job.w.tiles()) stage_tokens(p, job, slice, first_tile, first_token, tokens, rows, stride);
