@@ -294,6 +294,13 @@ std::vector<CaseSpec> large_cases() {
               [=](uint64_t s) { return index_select_case(i, s); });
     }
   }
+  // Few rows and more blocks than a GPU holds, of weights whose K is in one share and in several.
+  for (const int64_t T : {1, 7}) {
+    const auto part = [&](int64_t N) { return LinearShape{.T = T, .N = N, .K = 512, .format = WeightFormat::kFp8Tile128}; };
+    const std::vector<LinearShape> queries = {part(32800), part(2100)};
+    set.add("linear_stack", cat("norm, 32800 and 2100 rows T=", T),
+            [=](uint64_t s) { return linear_stack_case(queries, true, s); });
+  }
   return std::move(set.specs);
 }
 
