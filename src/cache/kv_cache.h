@@ -103,6 +103,8 @@ class KvCache {
   std::span<const LayerCacheView> layers() const { return layers_; }
   int64_t span() const { return plan_.span; }
   int64_t max_rollback() const { return plan_.max_rollback; }
+  // Places for sequences, free or open: SequenceCache::slot() is below it.
+  int64_t slots() const { return static_cast<int64_t>(slots_.size()); }
   int64_t free_slots() const { return static_cast<int64_t>(free_slots_.size()); }
   int64_t free_pages() const { return pages_.available(); }
   int64_t total_pages() const { return pages_.total(); }

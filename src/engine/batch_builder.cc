@@ -35,25 +35,27 @@ Result<BatchBuilder> BatchBuilder::make(const BatchLimits& limits, int64_t vocab
   BatchBuilder builder(limits, Layout(limits, cache.span()));
   builder.vocab_size_ = vocab_size;
   builder.cache_ = &cache;
+  builder.sequence_in_slot_.resize(static_cast<size_t>(cache.slots()));
   DSV4_ASSIGN(builder.host_, backend.allocate_staging(device_bytes(limits, cache.span())));
   DSV4_ASSIGN(builder.device_, backend.allocate(device_bytes(limits, cache.span())));
   return builder;
 }
 
-Status BatchBuilder::check(std::span<const SequenceRows> sequences) const {
+Status BatchBuilder::check(std::span<const SequenceRows> sequences) {
   int64_t rows = 0, logit_rows = 0;
+  std::fill(sequence_in_slot_.begin(), sequence_in_slot_.end(), -1);
   for (size_t s = 0; s < sequences.size(); ++s) {
     const SequenceRows& seq = sequences[s];
     if (!seq.cache || seq.cache->cache() != cache_) {
       return Status(Code::kInvalidArgument,
                     cat("batch: sequence ", s, " has no place in the cache"));
     }
-    for (size_t other = 0; other < s; ++other) {
-      if (sequences[other].cache->slot() == seq.cache->slot()) {
-        return Status(Code::kInvalidArgument,
-                      cat("batch: sequences ", other, " and ", s, " are the same one"));
-      }
+    int32_t& in_slot = sequence_in_slot_[static_cast<size_t>(seq.cache->slot())];
+    if (in_slot >= 0) {
+      return Status(Code::kInvalidArgument,
+                    cat("batch: sequences ", in_slot, " and ", s, " are the same one"));
     }
+    in_slot = static_cast<int32_t>(s);
     const std::ptrdiff_t n = std::ssize(seq.tokens);
     if (n == 0) return Status(Code::kInvalidArgument, cat("batch: sequence ", s, " has no tokens"));
     if (seq.cache->length() + n > limits_.context) {

@@ -56,12 +56,13 @@ class BatchBuilder {
 
   BatchBuilder(const BatchLimits& limits, const Layout& layout)
       : limits_(limits), layout_(layout) {}
-  Status check(std::span<const SequenceRows> sequences) const;
+  Status check(std::span<const SequenceRows> sequences);
 
   BatchLimits limits_;
   Layout layout_;
   int64_t vocab_size_ = 0;
   const KvCache* cache_ = nullptr;
+  std::vector<int32_t> sequence_in_slot_;  // of the batch being checked; -1: none
   Buffer host_;  // what is uploaded
   Buffer device_;
 };

@@ -66,6 +66,7 @@ struct Position {
   int group, step, t, i;
 };
 DSV4_HD constexpr Position position_of(int k) { return {k / 32, k % 32 / 16, k % 8 / 2, k % 16 / 8 * 2 + k % 2}; }
+
 DSV4_HD constexpr Place place_bf16(int r, int k) {
   const Position p = position_of(k);
   return {(((p.group * 2 + r / 8) * 32 + r % 8 * 4 + p.t) * 8 + p.step * 4 + p.i) * 2, 0};
