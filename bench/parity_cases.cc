@@ -9,7 +9,7 @@ namespace {
 
 class Set {
  public:
-  // make(seed); each case has a seed of its own.
+  // make(seed); each case has a seed of its own, by its place: one put before others gives those new numbers.
   template <class Make>
   void add(std::string op, std::string name, Make make) {
     const uint64_t seed = 1000 + specs.size();
