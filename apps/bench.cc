@@ -25,7 +25,7 @@ namespace {
 using nlohmann::ordered_json;
 
 struct OpsFlags {
-  std::string device = "auto", config = "flash", filter;
+  std::string device = "auto", cache_rows = "auto", config = "flash", filter;
   std::vector<int64_t> rows = {1, 8, 64};
   bench::TimingOptions timing;
   bench::OpsOptions ops;
@@ -33,7 +33,7 @@ struct OpsFlags {
 };
 
 struct ModelFlags {
-  std::string model, synthetic, device = "auto";
+  std::string model, synthetic, device = "auto", cache_rows = "auto";
   ConfigCut cut;
   bench::ModelBenchOptions bench;
   std::vector<int64_t> batches = {1};  // decode: measured one after the other
@@ -61,7 +61,7 @@ Result<Ceilings> ceilings_of(Backend& backend) {
 }
 
 ordered_json machine_json(const Backend& backend, const std::optional<bench::Peaks>& peaks) {
-  ordered_json j = {{"device", backend.name()}, {"describe", backend.describe()}};
+  ordered_json j = {{"device", backend.name()}, {"describe", backend.describe()}, {"cache_rows", kv_format_name(backend.kv_format())}};
   if (peaks) {
     j["read_gb_per_s"] = peaks->read_bytes_per_s * 1e-9;
     if (peaks->best_read_bytes_per_s > 0) j["best_read_gb_per_s"] = peaks->best_read_bytes_per_s * 1e-9;
@@ -76,6 +76,7 @@ ordered_json machine_json(const Backend& backend, const std::optional<bench::Pea
 
 void print_machine(const Backend& backend, const std::optional<bench::Peaks>& peaks) {
   std::printf("device  %s\n", backend.describe().c_str());
+  std::printf("cache   rows in %s\n", std::string(kv_format_name(backend.kv_format())).c_str());
   if (peaks) {
     std::printf("peak    read %.2f GB/s", peaks->read_bytes_per_s * 1e-9);
     if (peaks->best_read_bytes_per_s > 0) std::printf(" (at best %.2f)", peaks->best_read_bytes_per_s * 1e-9);
@@ -140,7 +141,7 @@ void print_op(const bench::OpTiming& t) {
 
 Status run_ops(const OpsFlags& f) {
   DSV4_ASSIGN(const ModelConfig config, any_config(f.config));
-  DSV4_ASSIGN(const auto backend, make_backend(f.device));
+  DSV4_ASSIGN(const auto backend, make_backend(f.device, f.cache_rows));
   DSV4_ASSIGN(const auto reference, make_backend("reference"));
   DSV4_ASSIGN(const Ceilings ceilings, ceilings_of(*backend));
   const std::optional<bench::Peaks>& peaks = ceilings.peaks;
@@ -250,14 +251,14 @@ Status run_model(ModelFlags f, bool decode) {
   bench::SyntheticModel synthetic;
   const Model* model = nullptr;
   if (f.synthetic.empty()) {
-    DSV4_ASSIGN(loaded, load_model(f.model, f.device, progress));
+    DSV4_ASSIGN(loaded, load_model(f.model, f.device, progress, f.cache_rows));
     model = loaded.model.get();
     backend = std::move(loaded.backend);
   } else {
     DSV4_ASSIGN(ModelConfig whole, any_config(f.synthetic));
     whole.draft = DraftKind::kNone;  // an MTP block is as large as a layer, and is not run here
     DSV4_ASSIGN(const ModelConfig config, cut_config(whole, f.cut));
-    DSV4_ASSIGN(backend, make_backend(f.device));
+    DSV4_ASSIGN(backend, make_backend(f.device, f.cache_rows));
     DSV4_ASSIGN(synthetic, bench::make_synthetic(config, *backend, 1, progress));
     model = &synthetic.model;
   }
@@ -318,6 +319,7 @@ void add_ops(Command bench, int& exit_code) {
   auto f = std::make_shared<OpsFlags>();
   Command cmd = bench.subcommand("ops", "Every op at the shapes of a model");
   cmd.option("--device", f->device, "Backend").show_default();
+  add_cache_rows(cmd, f->cache_rows);
   cmd.option("--config", f->config, "Shapes: flash, pro, or a folder with a config.json")
       .show_default();
   cmd.option("--rows", f->rows,
@@ -356,6 +358,7 @@ void add_model(Command bench, bool decode, int& exit_code) {
   cmd.option("--layers", f->cut.layers, "With --synthetic: the first layers only").range(1, 4096);
   cmd.option("--experts", f->cut.experts, "With --synthetic: fewer routed experts").range(1, 16384);
   cmd.option("--device", f->device, "Backend").show_default();
+  add_cache_rows(cmd, f->cache_rows);
   if (decode) {
     cmd.option("--ctx", f->bench.context, "Tokens in the cache before the first step")
         .range(0, 1 << 20)

@@ -53,6 +53,7 @@ void add_bench_batch(Command bench, int& exit_code) {
   Command cmd = bench.subcommand("batch", "The engine with streams side by side");
   cmd.option("-m,--model", f->bench.engine.model_dir, "Folder of the checkpoint").required();
   cmd.option("--device", f->bench.engine.device, "Backend").show_default();
+  add_cache_rows(cmd, f->bench.engine.cache_rows);
   cmd.option("--streams", f->bench.streams, "Requests at one time; a run for each")
       .delimiter(',')
       .range(1, 4096)

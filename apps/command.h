@@ -1,6 +1,8 @@
 // A subcommand of the one binary: a file per subcommand, each adds itself to the parser and runs.
 #pragma once
 
+#include <string>
+
 #include "command_line.h"
 #include "dsv4/status.h"
 
@@ -27,6 +29,9 @@ void add_bench(Command app, int& exit_code);
 void add_bench_batch(Command bench, int& exit_code);  // of bench
 void add_bench_serve(Command bench, int& exit_code);  // of bench
 void add_version(Command app, int& exit_code);
+
+// --cache-rows: how keys and values lie in the cache, of every command that makes one.
+Option add_cache_rows(Command command, std::string& cache_rows);
 
 // One line on standard error, "dsv4: ..."; returns the exit code for it.
 int fail(const Status& status);

@@ -17,7 +17,7 @@ namespace {
 using nlohmann::ordered_json;
 
 struct Options {
-  std::string model, device = "auto", suite = "demo", data;
+  std::string model, device = "auto", cache_rows = "auto", suite = "demo", data;
   eval::SuiteOptions sets;
   eval::EvalOptions engine;
   std::vector<std::string> require;
@@ -54,7 +54,7 @@ Status run(const Options& o, int& exit_code) {
               eval::load_suite(o.data.empty() ? o.model + "/eval" : o.data, o.sets));
   DSV4_ASSIGN(const Tokenizer tokenizer, Tokenizer::load(o.model + "/tokenizer.json"));
   const ProgressSink progress = terminal_progress();
-  DSV4_ASSIGN(const LoadedModel loaded, load_model(o.model, o.device, progress));
+  DSV4_ASSIGN(const LoadedModel loaded, load_model(o.model, o.device, progress, o.cache_rows));
   DSV4_ASSIGN(const eval::Report report,
               eval::evaluate(loaded, loaded.backend->ops(), tokenizer, tasks, o.engine, progress));
   if (o.json) {
@@ -93,6 +93,7 @@ void add_eval(Command app, int& exit_code) {
   cmd.flag("--misses", o->show_misses, "Also print the replies that were wrong");
   cmd.option("--device", o->device, "Backend: auto, or a name that `dsv4 version` lists")
       .show_default();
+  add_cache_rows(cmd, o->cache_rows);
   cmd.option("--sequences", o->engine.max_sequences, "Items decoded together")
       .range(1, 1024)
       .show_default();

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/str.h"
+#include "command.h"
 #include "engine/sampler.h"
 #include "progress.h"
 #include "text/chat_format.h"
@@ -129,6 +130,7 @@ void add_generate_options(Command c, GenerateOptions& o) {
       .positive();
   c.option("--device", o.device, "Backend: auto, or a name that `dsv4 version` lists")
       .show_default();
+  add_cache_rows(c, o.cache_rows);
   c.option("--ctx", o.context, "Longest prompt and answer together, in tokens (default: 8192)")
       .positive();
   c.option("--chunk", o.chunk, "Prompt tokens per step").positive().show_default();
@@ -179,6 +181,7 @@ Result<std::unique_ptr<Generator>> Generator::load(const GenerateOptions& o) {
   EngineOptions e;
   e.model_dir = o.model;
   e.device = o.device;
+  e.cache_rows = o.cache_rows;
   e.context = o.context;
   e.prefill_chunk = o.chunk;
   if (const ProgressSink sink = terminal_progress()) {

@@ -18,7 +18,7 @@
 namespace dsv4::apps {
 
 struct GenerateOptions {
-  std::string model, device = "auto", system;
+  std::string model, device = "auto", cache_rows = "auto", system;
   std::string thinking = "off";  // off, high, max
   int64_t max_tokens = -1, context = 0, chunk = 256;
   // Unset: what generation_config.json says.

@@ -22,7 +22,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 struct Options {
-  std::string model, device = "auto";
+  std::string model, device = "auto", cache_rows = "auto";
   bool tensors = false, plan = false, ops = false, json = false;
   int64_t context = 0, sequences = 1;
 };
@@ -181,6 +181,7 @@ Json plan_json(const MemoryPlan& plan) {
           {"fits", plan.fits()},
           {"context", plan.context},
           {"max_sequences", plan.max_sequences},
+          {"cache_rows", plan.cache_rows},
           {"cache_per_sequence", plan.cache_per_sequence},
           {"cache_per_token", plan.cache_per_token},
           {"regions", std::move(regions)}};
@@ -220,6 +221,7 @@ Result<bool> inspect(const Options& o) {
     EngineOptions options;
     options.model_dir = o.model;
     options.device = o.device;
+    options.cache_rows = o.cache_rows;
     options.context = o.context;
     options.max_sequences = o.sequences;
     DSV4_ASSIGN(memory, Engine::plan(options));
@@ -265,6 +267,7 @@ void add_inspect(Command app, int& exit_code) {
       .positive()
       .show_default();
   cmd.option("--device", o->device, "Backend for --plan and --ops").show_default();
+  add_cache_rows(cmd, o->cache_rows);
   cmd.flag("--json", o->json, "Everything as one JSON object");
   cmd.footer(
       "Reads headers only. The exit code is 1 when a tensor of the config is missing or has "

@@ -24,7 +24,7 @@ namespace dsv4::apps {
 namespace {
 
 struct Options {
-  std::string model, tokens, out, device = "auto";
+  std::string model, tokens, out, device = "auto", cache_rows = "auto";
   std::optional<int64_t> prefill;
   int64_t chunk = 128;
 };
@@ -72,7 +72,7 @@ Status run(const Options& o) {
   const int64_t prefill = std::min<int64_t>(o.prefill.value_or(n), n);
   const int64_t chunk = std::min<int64_t>(o.chunk, n);
 
-  DSV4_ASSIGN(auto backend, make_backend(o.device));
+  DSV4_ASSIGN(auto backend, make_backend(o.device, o.cache_rows));
   DSV4_ASSIGN(const LoadedModel loaded,
               load_model(std::move(opened), std::move(backend), progress));
   const Model& model = *loaded.model;
@@ -122,6 +122,7 @@ void add_logits(Command app, int& exit_code) {
   cmd.option("--chunk", options->chunk, "Prompt tokens per step").range(1, 65536).show_default();
   cmd.option("--device", options->device, "Backend: auto, or a name that `dsv4 version` lists")
       .show_default();
+  add_cache_rows(cmd, options->cache_rows);
   cmd.footer(
       "Row i holds the logits for the token at position i + 1.\n\n"
       "  echo '{\"text\": \"Hello\"}' | dsv4 tokenize -m models/demo | sed 's/\"ids\"/\"tokens\"/' "

@@ -11,6 +11,15 @@ int fail(const Status& status) {
   return status.code() == Code::kCancelled ? kExitInterrupted : kExitFailed;
 }
 
+Option add_cache_rows(Command command, std::string& cache_rows) {
+  return command
+      .option("--cache-rows", cache_rows,
+              "Keys and values in the cache: fp8 or bf16, the same values in 57 % of the memory or ready to use; "
+              "auto = what is fastest on the device")
+      .one_of({"auto", "fp8", "bf16"})
+      .show_default();
+}
+
 }  // namespace dsv4::apps
 
 int main(int argc, char** argv) {

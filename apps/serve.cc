@@ -139,6 +139,7 @@ void add_serve(Command app, int& exit_code) {
   c.option("--device", o->engine.device, "Backend: auto, or a name that `dsv4 version` lists")
       .show_default()
       .group(engine);
+  add_cache_rows(c, o->engine.cache_rows).group(engine);
   c.option("--ctx", o->engine.context,
            "Longest prompt and answer together, in tokens (default: 8192)")
       .positive()

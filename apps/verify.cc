@@ -12,7 +12,7 @@ namespace dsv4::apps {
 namespace {
 
 struct Options {
-  std::string model, golden, device = "auto";
+  std::string model, golden, device = "auto", cache_rows = "auto";
   double cosine = 0.0, agreement = 0.0;
   bool json = false;
 };
@@ -83,7 +83,7 @@ void print_table(const VerifyReport& r) {
 
 Status run(const Options& o, int& exit_code) {
   const ProgressSink progress = terminal_progress();
-  DSV4_ASSIGN(const LoadedModel loaded, load_model(o.model, o.device, progress));
+  DSV4_ASSIGN(const LoadedModel loaded, load_model(o.model, o.device, progress, o.cache_rows));
   VerifyLimits limits = default_limits(loaded.backend->exact_rounding());
   if (o.cosine > 0.0) limits.end_to_end_cosine = o.cosine;
   if (o.agreement > 0.0) limits.end_to_end_agreement = o.agreement;
@@ -106,6 +106,7 @@ void add_verify(Command app, int& exit_code) {
       .required();
   cmd.option("--device", options->device,
              "Backend to verify: auto, or a name that `dsv4 version` lists");
+  add_cache_rows(cmd, options->cache_rows);
   cmd.option("--end-to-end-cosine", options->cosine,
              "Stricter or looser limit for the mean cosine of logits");
   cmd.option("--end-to-end-agreement", options->agreement,

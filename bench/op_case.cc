@@ -3,31 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "formats/quantise.h"
+#include "formats/kv_row.h"
 
 namespace dsv4::bench {
 namespace {
-
-// One BF16 row, already rounded by kv8, <-> E4M3 codes, BF16 RoPE dims, UE8M0 per 64.
-void encode_kv_row(const bf16* row, int64_t d, int64_t r, uint8_t* out) {
-  const int64_t rounded = d - r;
-  uint8_t* scales = out + rounded + 2 * r;
-  memset(scales, 0, 8);
-  for (int64_t g = 0; g * kKv8Group < rounded; ++g) {
-    const int n = static_cast<int>(std::min<int64_t>(kKv8Group, rounded - g * kKv8Group));
-    scales[g] = act8_quantise(row + g * kKv8Group, n, out + g * kKv8Group);
-  }
-  memcpy(out + rounded, row + rounded, static_cast<size_t>(2 * r));
-}
-
-void decode_kv_row(const uint8_t* in, int64_t d, int64_t r, bf16* row) {
-  const int64_t rounded = d - r;
-  const uint8_t* scales = in + rounded + 2 * r;
-  for (int64_t i = 0; i < rounded; ++i) {
-    row[i] = to_bf16(e4m3_to_float(in[i]) * ue8m0_to_float(scales[i / kKv8Group]));
-  }
-  memcpy(row + rounded, in + rounded, static_cast<size_t>(2 * r));
-}
 
 bool converted(const HostArray& a, KvFormat format) {
   return a.kv_rows && format != KvFormat::kBf16;

@@ -11,6 +11,7 @@
 namespace dsv4 {
 
 // A name of backend_names() (dsv4/engine.h), or "auto": the first of them that works here.
-Result<std::unique_ptr<Backend>> make_backend(std::string_view name);
+// `cache_rows`: "fp8" or "bf16" for the rows of its caches, or "auto": what serves this backend best.
+Result<std::unique_ptr<Backend>> make_backend(std::string_view name, std::string_view cache_rows = "auto");
 
 }  // namespace dsv4

@@ -65,7 +65,7 @@ Result<MemoryPlan> Engine::plan(const EngineOptions& options) {
     DSV4_ASSIGN(const OpenedModel opened,
                 open_model(options.model_dir, {.allow_header_only = true}));
     DSV4_ASSIGN(const EngineLimits limits, limits_of(options, opened));
-    DSV4_ASSIGN(const auto backend, make_backend(options.device));
+    DSV4_ASSIGN(const auto backend, make_backend(options.device, options.cache_rows));
     return plan_opened(opened, limits, *backend);
   });
 }
@@ -74,7 +74,7 @@ Result<std::unique_ptr<Engine>> Engine::load(const EngineOptions& options) {
   return guarded([&]() -> Result<std::unique_ptr<Engine>> {
     DSV4_ASSIGN(OpenedModel opened, open_model(options.model_dir));
     DSV4_ASSIGN(const EngineLimits limits, limits_of(options, opened));
-    DSV4_ASSIGN(auto backend, make_backend(options.device));
+    DSV4_ASSIGN(auto backend, make_backend(options.device, options.cache_rows));
     DSV4_ASSIGN(const MemoryPlan plan, plan_opened(opened, limits, *backend));
     if (options.on_plan) options.on_plan(plan);
     if (!plan.fits()) {

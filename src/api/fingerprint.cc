@@ -32,6 +32,7 @@ Hash128 fingerprint(const std::string& model_dir, const Checkpoint& checkpoint,
   for (const TensorEntry& entry : checkpoint.entries()) add_text(hash, entry.name);
   add_text(hash, backend.name());
   add_text(hash, backend.describe());
+  add_text(hash, kv_format_name(backend.kv_format()));
   add_file(hash, "/proc/self/exe");
   return hash.finish();
 }

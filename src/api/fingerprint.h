@@ -10,7 +10,7 @@
 namespace dsv4 {
 
 // Of the model's files (config and headers by content, weights by size and date), of the backend
-// (its sums may differ in the last bit) and of this program.
+// (its sums may differ in the last bit), of how its cache rows lie in memory and of this program.
 Hash128 fingerprint(const std::string& model_dir, const Checkpoint& checkpoint,
                     const Backend& backend);
 

@@ -29,8 +29,8 @@ Result<LoadedModel> load_model(OpenedModel opened, std::unique_ptr<Backend> back
 }
 
 Result<LoadedModel> load_model(const std::string& dir, std::string_view device,
-                               const ProgressSink& progress) {
-  DSV4_ASSIGN(auto backend, make_backend(device));
+                               const ProgressSink& progress, std::string_view cache_rows) {
+  DSV4_ASSIGN(auto backend, make_backend(device, cache_rows));
   DSV4_ASSIGN(OpenedModel opened, open_model(dir));
   return load_model(std::move(opened), std::move(backend), progress);
 }

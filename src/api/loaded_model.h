@@ -29,7 +29,7 @@ struct LoadedModel {
   std::unique_ptr<Model> model;
 };
 Result<LoadedModel> load_model(const std::string& dir, std::string_view device,
-                               const ProgressSink& progress);
+                               const ProgressSink& progress, std::string_view cache_rows = "auto");
 Result<LoadedModel> load_model(OpenedModel opened, std::unique_ptr<Backend> backend,
                                const ProgressSink& progress);
 

@@ -4,6 +4,7 @@
 
 #include "base/str.h"
 #include "ops/backend.h"
+#include "ops/check.h"
 
 namespace dsv4 {
 namespace {
@@ -118,6 +119,7 @@ Result<CachePlan> plan_cache(const CacheSpec& spec, KvFormat format, const Cache
           cat("cache spec: layer ", layer, ": window ", l.window, ", head_dim ", l.head_dim,
               ", rope_dim ", l.rope_dim, ": expected window > 0 and 0 <= rope <= head_dim"));
     }
+    DSV4_TRY(check_kv_row(cat("cache spec: layer ", layer), format, l.head_dim, l.rope_dim));
     DSV4_TRY(check_compressor(layer, "entries", l.entries, spec.span));
     DSV4_TRY(check_compressor(layer, "keys", l.keys, spec.span));
 

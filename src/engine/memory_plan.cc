@@ -97,6 +97,7 @@ Result<MemoryPlan> plan_memory(const EngineLimits& limits, const ModelConfig& co
   m.context = limits.context;
   m.max_sequences = cache.slots;
   m.cache_tokens = cache.pages * cache.span;
+  m.cache_rows = kv_format_name(backend.kv_format());
   m.prefill_chunk = limits.prefill_chunk;
   m.cache_per_sequence = cache.slot_bytes;
   m.cache_per_token = cache.bytes_per_token();
@@ -119,7 +120,7 @@ std::string to_text(const MemoryPlan& m) {
   line(out, "activations", m.activations, cat("chunks of ", m.prefill_chunk, " tokens"));
   line(out, "cache", m.cache,
        cat(m.cache_tokens, " tokens, ", m.max_sequences,
-           m.max_sequences == 1 ? " sequence" : " sequences", ", context ", m.context));
+           m.max_sequences == 1 ? " sequence" : " sequences", ", context ", m.context, ", rows in ", m.cache_rows));
   for (const MemoryPlan::Region& r : m.regions) {
     line(out, cat("  ", r.name), r.bytes, cat(r.layers, r.layers == 1 ? " layer" : " layers"));
   }

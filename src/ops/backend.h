@@ -50,7 +50,10 @@ class Backend {
   virtual MemoryInfo memory() const = 0;
   // True where allocate() takes from the host's memory.
   virtual bool shares_host_memory() const { return true; }
-  virtual KvFormat kv_format() const = 0;      // rows of ring and entries that its ops expect
+  // Rows of ring and entries in the caches that are made for this backend: what serves it best, unless another format is
+  // chosen before the first of them is made. Its ops take both.
+  KvFormat kv_format() const { return kv_format_; }
+  void choose_kv_format(KvFormat format) { kv_format_ = format; }
   // True where every BF16 rounding point inside the ops is the published one; such a backend is held
   // to the sharper limits of the golden comparison. Fused backends may stay in FP32 in between.
   virtual bool exact_rounding() const { return false; }
@@ -78,6 +81,9 @@ class Backend {
   virtual Status unpack(const PackedWeight& packed, int64_t index, void* weight, void* scale) = 0;
   // Memory that pack would own for this request; sources need dtype and shape only.
   virtual size_t packed_bytes(const PackRequest& request) const = 0;
+
+ private:
+  KvFormat kv_format_ = KvFormat::kBf16;
 };
 
 // Bytes of one key/value row.

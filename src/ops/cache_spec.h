@@ -4,15 +4,18 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 namespace dsv4 {
 
-// How one key/value row of head_dim values lies in memory.
+// How one key/value row of head_dim values, already rounded by kv8, lies in memory. Both hold the same values: results
+// do not depend on the format.
 enum class KvFormat : uint8_t {
-  kBf16,     // head_dim BF16 values, already rounded by kv8
-  kFp8Rope,  // E4M3 codes + BF16 RoPE dims + UE8M0 per 64, padded: (d-r) + 2r + 8 bytes
+  kBf16,     // head_dim BF16 values
+  kFp8Rope,  // formats/kv_row.h: E4M3 codes + BF16 RoPE dims + UE8M0 per 64, (d-r) + 2r + 8 bytes
 };
+constexpr std::string_view kv_format_name(KvFormat f) { return f == KvFormat::kFp8Rope ? "fp8" : "bf16"; }
 
 struct CompressorSpec {
   int64_t ratio = 0;      // tokens per entry; 0 = this layer has no such compressor

@@ -1,6 +1,7 @@
 #include "ops/check.h"
 
 #include "base/str.h"
+#include "formats/kv_row.h"
 
 namespace dsv4 {
 
@@ -21,7 +22,13 @@ Status check_dtype(std::string_view op, std::string_view what, DType found,
 
 Status check_kv_format(std::string_view op, KvFormat found, KvFormat expected) {
   if (found == expected) return {};
-  return Status(Code::kInternal, cat(op, ": cache rows are in a format this backend does not read"));
+  return Status(Code::kInternal, cat(op, ": cache rows: expected ", kv_format_name(expected), ", found ", kv_format_name(found)));
+}
+
+Status check_kv_row(std::string_view op, KvFormat format, int64_t d, int64_t r) {
+  if (format == KvFormat::kBf16 || (r <= d && r % 2 == 0 && d % 2 == 0 && has_kv_row(d, r))) return {};
+  return Status(Code::kUnsupported, cat(op, ": cache rows of ", d, " values with ", r, " RoPE dims: fp8 holds even numbers of both and at most ",
+                                        kKvScaleBytes * kKv8Group, " other dims; use bf16"));
 }
 
 }  // namespace dsv4

@@ -14,5 +14,7 @@ Status check_dim(std::string_view op, std::string_view what, int64_t expected, i
 Status check_dtype(std::string_view op, std::string_view what, DType found,
                    std::initializer_list<DType> allowed);
 Status check_kv_format(std::string_view op, KvFormat found, KvFormat expected);
+// Rows of d values with r RoPE dims can be in this format.
+Status check_kv_row(std::string_view op, KvFormat format, int64_t d, int64_t r);
 
 }  // namespace dsv4

@@ -1,5 +1,6 @@
 #include "ops/op_table.h"
 
+#include "formats/kv_row.h"
 #include "ops/backend.h"
 
 namespace dsv4 {
@@ -29,7 +30,7 @@ std::string_view op_impl(const OpTable& table, size_t index) {
 int64_t kv_row_bytes(KvFormat format, int64_t head_dim, int64_t rope_dim) {
   switch (format) {
     case KvFormat::kBf16: return head_dim * 2;
-    case KvFormat::kFp8Rope: return (head_dim - rope_dim) + 2 * rope_dim + 8;
+    case KvFormat::kFp8Rope: return kv_row_fp8_bytes(head_dim, rope_dim);
   }
   return 0;
 }

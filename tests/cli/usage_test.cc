@@ -12,7 +12,7 @@ struct Command {
 const std::vector<Command> kCommands = {
     {"run",
      {"-m", "-p", "-f", "-n", "--temperature", "--top-k", "--top-p", "--min-p", "--seed",
-      "--thinking", "--raw", "--device", "--json"}},
+      "--thinking", "--raw", "--device", "--cache-rows", "--json"}},
     {"chat", {"-m", "--thinking", "--device"}},
     {"inspect", {"-m", "--tensors", "--plan", "--ops"}},
     {"logits", {"-m", "--tokens", "--out", "--prefill", "--chunk"}},

@@ -1,6 +1,9 @@
 // Every backend of this build against the golden checkpoints, one layer at a time and end to end.
 #include <gtest/gtest.h>
 
+#include <utility>
+#include <vector>
+
 #include "api/backends.h"
 #include "api/verify.h"
 #include "dsv4/engine.h"
@@ -15,14 +18,23 @@ struct Case {
   double cosine, agreement;
 };
 
+// Every backend, and the cheapest one with cache rows in either format.
+std::vector<std::pair<std::string_view, std::string_view>> runs() {
+  std::vector<std::pair<std::string_view, std::string_view>> all;
+  for (const std::string_view name : backend_names()) all.emplace_back(name, "auto");
+  for (const std::string_view rows : {"bf16", "fp8"}) all.emplace_back("cpu", rows);
+  return all;
+}
+
 class Golden : public testing::TestWithParam<Case> {};
 
 TEST_P(Golden, EveryBackendMeetsItsLimits) {
   const std::string dir = std::string("golden/") + GetParam().checkpoint;
   if (!tests::have_shared(dir)) GTEST_SKIP() << "no golden data at " << tests::shared_path(dir);
-  for (const std::string_view name : backend_names()) {
+  for (const auto& [name, cache_rows] : runs()) {
     SCOPED_TRACE(name);
-    Result<LoadedModel> loaded = load_model(tests::shared_path(dir), name, {});
+    SCOPED_TRACE(cache_rows);
+    Result<LoadedModel> loaded = load_model(tests::shared_path(dir), name, {}, cache_rows);
     ASSERT_TRUE(loaded.ok()) << loaded.status().message();
     VerifyLimits limits = default_limits(loaded->backend->exact_rounding());
     limits.end_to_end_cosine = GetParam().cosine;

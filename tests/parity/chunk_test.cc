@@ -298,6 +298,20 @@ TEST_P(Chunks, OthersInTheBatchDoNotShow) {
   EXPECT_EQ(first_difference(alone[1], mixed[1], width), "");
 }
 
+// What prompts leave in the cache is read back as it was, whatever the format of rows there.
+TEST_P(Chunks, TheFormatOfCacheRowsDoesNotShow) {
+  const std::vector<Inputs> both = {make_inputs(layer(), 150, 31), make_inputs(layer(), 280, 32)};
+  const int64_t width = layer().H * layer().d;
+  const std::vector<std::vector<Piece>> batches = {{{1, 33}, {0, 1}}, {{0, 64}}, {{1, 129}}, {{0, 70}, {1, 100}},
+                                                   {{1, 1}, {0, 1}},  {{1, 1}},  {{0, 14}, {1, 16}}};
+  machine_.backend->choose_kv_format(KvFormat::kBf16);
+  const auto expected = run(both, batches);
+  machine_.backend->choose_kv_format(KvFormat::kFp8Rope);
+  const auto found = run(both, batches);
+  EXPECT_EQ(first_difference(expected[0], found[0], width), "");
+  EXPECT_EQ(first_difference(expected[1], found[1], width), "");
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, Chunks,
                          testing::Combine(testing::ValuesIn(backends_under_test()),
                                           testing::Range(size_t{0}, std::size(kLayers))),

@@ -1,6 +1,7 @@
 // Every op, every case, every backend: against reference, and against itself in other batches.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -94,6 +95,31 @@ TEST_P(Parity, RowsAreIndependent) {
     EXPECT_TRUE(same(*together, *apart, where)) << "one by one differs from the batch: " << where;
     EXPECT_TRUE(same(*together, *again, where)) << "a second run differs: " << where;
   }
+}
+
+// Rows of the cache hold the same values in either format, so every result has the same bits; also row by row.
+TEST_P(Parity, TheFormatOfCacheRowsDoesNotShow) {
+  const OpTable& ops = machine_.backend->ops();
+  int64_t compared = 0;
+  for (const CaseSpec& spec : cases()) {
+    const OpCase c = spec.make();
+    if (std::none_of(c.arrays.begin(), c.arrays.end(), [](const HostArray& a) { return a.kv_rows; })) continue;
+    SCOPED_TRACE(spec.name);
+    machine_.backend->choose_kv_format(KvFormat::kBf16);
+    auto expected = machine_.run(c);
+    machine_.backend->choose_kv_format(KvFormat::kFp8Rope);
+    auto bound = bench::Bound::make(c, *machine_.backend, *machine_.stream);
+    ASSERT_TRUE(expected.ok() && bound.ok());
+    auto whole = machine_.run(**bound, ops, {c.whole});
+    ASSERT_TRUE(whole.ok()) << whole.status().message();
+    auto apart = machine_.run(**bound, ops, c.split);
+    ASSERT_TRUE(apart.ok()) << apart.status().message();
+    std::string where;
+    EXPECT_TRUE(same(*expected, *whole, where)) << "fp8 differs: " << where;
+    EXPECT_TRUE(same(*expected, *apart, where)) << "fp8, one by one, differs: " << where;
+    ++compared;
+  }
+  EXPECT_GT(compared, 20);
 }
 
 // A fused entry is its leaves: the backend's own, composed by the defaults.

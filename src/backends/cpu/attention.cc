@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "backends/cpu/core.h"
 #include "backends/cpu/multiply.h"
@@ -61,18 +62,29 @@ struct KeyRows {
   }
   int64_t size() const { return window + count; }
 
-  const bf16* operator[](int64_t j) const {
+  // As floats; d of them.
+  void load(const AttentionKernels& k, int64_t j, float* to) const {
+    const auto [row, format] = (*this)[j];
+    if (format == KvFormat::kFp8Rope) {
+      k.widen_kv(reinterpret_cast<const uint8_t*>(row), a.d, a.r, to);
+    } else {
+      k.widen(reinterpret_cast<const bf16*>(row), a.d, to);
+    }
+  }
+
+ private:
+  std::pair<const char*, KvFormat> operator[](int64_t j) const {
     if (j < window) {
       const int64_t at = first + j;
-      if (at >= first_position) return a.kv + (first_row + at - first_position) * a.d;
-      return reinterpret_cast<const bf16*>(a.ring.data +
-                                           (slot * a.ring.rows + at % a.ring.rows) * a.ring.row_bytes);
+      if (at >= first_position) {
+        return {reinterpret_cast<const char*>(a.kv + (first_row + at - first_position) * a.d), KvFormat::kBf16};
+      }
+      return {a.ring.data + (slot * a.ring.rows + at % a.ring.rows) * a.ring.row_bytes, a.ring.format};
     }
     const int64_t i = j - window;
     const int64_t entry = a.selected ? a.selected[t * a.topk + i] : i;
     const int64_t page = a.batch.seq_pages[seq * a.batch.max_pages + entry / a.entries.per_page];
-    return reinterpret_cast<const bf16*>(
-        a.entries.data + (page * a.entries.per_page + entry % a.entries.per_page) * a.entries.row_bytes);
+    return {a.entries.data + (page * a.entries.per_page + entry % a.entries.per_page) * a.entries.row_bytes, a.entries.format};
   }
 };
 
@@ -90,7 +102,7 @@ class RowAttention {
     const int64_t end = std::min(rows_.size(), (item + 1) * kKeyBlock);
     for (int64_t j = item * kKeyBlock; j < end; ++j) {
       float* to = s_.keys + j * shape_.key_stride;
-      k_.widen(rows_[j], shape_.d, to);
+      rows_.load(k_, j, to);
       std::fill(to + shape_.d, to + shape_.d16, 0.0f);
     }
   }
@@ -194,7 +206,8 @@ Status qkv(OpContext& ctx, const QkvArgs& a) {
 }
 
 Status attention(OpContext& ctx, const AttentionArgs& a) {
-  DSV4_TRY(check_kv_format("attention", a.ring.format, KvFormat::kBf16));
+  DSV4_TRY(check_kv_row("attention", a.ring.format, a.d, a.r));
+  DSV4_TRY(check_kv_row("attention", a.entries.format, a.d, a.r));
   if (a.batch.rows == 0) return {};
   Core& c = core(ctx);
   const int threads = c.pool.threads();

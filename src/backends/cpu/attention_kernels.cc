@@ -13,8 +13,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "backends/cpu/decode-inl.h"
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/simd-inl.h"
+#include "formats/kv_row.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace dsv4::cpu::HWY_NAMESPACE {
@@ -107,6 +109,24 @@ void widen(const bf16* x, int64_t n, float* out) {
     hn::StoreU(load_bf16(x + i), DF(), out + i);
   }
   for (; i < n; ++i) out[i] = to_float(x[i]);
+}
+
+void widen_kv(const uint8_t* row, int64_t d, int64_t r, float* out) {
+  const int64_t codes = d - r;
+  const uint8_t* scales = row + codes + 2 * r;
+  for (int64_t at = 0; at < codes; at += kKv8Group) {
+    const int64_t end = std::min<int64_t>(codes, at + kKv8Group);
+    const float scale = ue8m0_to_float(scales[at / kKv8Group]);
+    // e4m3_high gives the value times 2^-8; 2^8 times the scale alone may not be a float.
+    const VF times = hn::Set(DF(), scale), raise = hn::Set(DF(), 256.0f);
+    int64_t i = at;
+    for (; i + static_cast<int64_t>(kLanes) <= end; i += static_cast<int64_t>(kLanes)) {
+      const auto code = hn::ShiftLeft<8>(hn::PromoteTo(DH(), hn::LoadU(DB(), row + i)));
+      hn::StoreU(hn::Mul(hn::Mul(e4m3_high(code), raise), times), DF(), out + i);
+    }
+    for (; i < end; ++i) out[i] = e4m3_to_float(row[i]) * scale;
+  }
+  widen(reinterpret_cast<const bf16*>(row + codes), r, out + codes);
 }
 
 void scores(const float* q, int64_t heads, const float* keys, int64_t key_stride, int64_t n, int64_t d,
@@ -204,6 +224,7 @@ void pool16(const PoolRow* rows, int64_t n, int64_t column, float* out) {
 
 AttentionKernels attention_table() {
   return {.widen = widen,
+          .widen_kv = widen_kv,
           .scores = scores,
           .softmax16 = softmax16,
           .weighted_sum = weighted_sum,

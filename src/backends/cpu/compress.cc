@@ -8,7 +8,7 @@
 #include "backends/cpu/rotate.h"
 #include "backends/reference/kernels.h"
 #include "backends/reference/rotate.h"
-#include "formats/quantise.h"
+#include "formats/kv_row.h"
 #include "ops/check.h"
 
 namespace dsv4::cpu {
@@ -49,9 +49,9 @@ PoolRow raw_row(const CompressArgs& a, int64_t seq, int64_t position) {
   return {a.tail.c + at, a.tail.s + at, nullptr};
 }
 
-bf16* entry_row(const PagedView& view, const BatchView& b, int64_t seq, int64_t entry) {
+char* entry_row(const PagedView& view, const BatchView& b, int64_t seq, int64_t entry) {
   const int64_t page = b.seq_pages[seq * b.max_pages + entry / view.per_page];
-  return reinterpret_cast<bf16*>(view.data + (page * view.per_page + entry % view.per_page) * view.row_bytes);
+  return view.data + (page * view.per_page + entry % view.per_page) * view.row_bytes;
 }
 
 void idx4(bf16* x, int64_t n) {
@@ -60,7 +60,8 @@ void idx4(bf16* x, int64_t n) {
   }
 }
 
-void make_entry(const Kernels& k, const CompressArgs& a, const Finished& f, PoolRow* rows, float* pooled) {
+// `pooled` and `wide` hold an entry each.
+void make_entry(const Kernels& k, const CompressArgs& a, const Finished& f, PoolRow* rows, float* pooled, bf16* wide) {
   const int64_t m = a.spec.ratio, dim = a.spec.dim, begin = f.entry * m;
   const int64_t from = a.spec.overlap && f.entry > 0 ? begin - m : begin;
   int64_t n = 0;
@@ -75,7 +76,9 @@ void make_entry(const Kernels& k, const CompressArgs& a, const Finished& f, Pool
   }
   for (int64_t i = 0; i < dim; i += 16) k.attention.pool16(rows, n, i, pooled + i);
 
-  bf16* out = entry_row(a.out, a.batch, f.seq, f.entry);
+  char* const place = entry_row(a.out, a.batch, f.seq, f.entry);
+  const bool fp8 = a.out.format == KvFormat::kFp8Rope;
+  bf16* out = fp8 ? wide : reinterpret_cast<bf16*>(place);
   k.linear.round_bf16(pooled, dim, out);
   k.rows.rms_norm(out, a.norm, dim, a.eps, out);
   const int64_t rounded = dim - a.rope.r;
@@ -89,6 +92,7 @@ void make_entry(const Kernels& k, const CompressArgs& a, const Finished& f, Pool
     for (int64_t i = 0; i < rounded; i += kKv8Group) {
       kv8_round(out + i, static_cast<int>(std::min<int64_t>(kKv8Group, rounded - i)));
     }
+    if (fp8) encode_kv_row(out, dim, a.rope.r, reinterpret_cast<uint8_t*>(place));
   }
 }
 
@@ -153,7 +157,8 @@ void prepare_head(const IndexSelectArgs& a, int64_t t, int64_t h, int64_t heads1
 }  // namespace
 
 Status compress(OpContext& ctx, const CompressArgs& a) {
-  DSV4_TRY(check_kv_format("compress", a.out.format, KvFormat::kBf16));
+  if (a.index_key) DSV4_TRY(check_kv_format("compress", a.out.format, KvFormat::kBf16));
+  DSV4_TRY(check_kv_row("compress", a.out.format, a.spec.dim, a.rope.r));
   if (a.spec.dim % 16 != 0 || a.rope.r > kMaxRopeDims) return reference::compress(ctx, a);
   Core& c = core(ctx);
   const BatchView& b = a.batch;
@@ -165,11 +170,13 @@ Status compress(OpContext& ctx, const CompressArgs& a) {
   }
   Workspace::Scope scope(ctx.workspace);
   DSV4_ASSIGN(float* pooled, scope.take<float>(threads * a.spec.dim));
+  DSV4_ASSIGN(bf16* wide, scope.take<bf16>(threads * a.spec.dim));
   DSV4_ASSIGN(PoolRow* rows, scope.take<PoolRow>(threads * 2 * a.spec.ratio));
   c.pool.run([&](int worker) {
     const IndexRange mine = split_range(entries, threads, worker);
     for (int64_t i = mine.begin; i < mine.end; ++i) {
-      make_entry(c.kernels, a, find_finished(a, i), rows + worker * 2 * a.spec.ratio, pooled + worker * a.spec.dim);
+      make_entry(c.kernels, a, find_finished(a, i), rows + worker * 2 * a.spec.ratio, pooled + worker * a.spec.dim,
+                 wide + worker * a.spec.dim);
     }
   });
   // Entries have read the tail's old rows.
@@ -211,7 +218,7 @@ Status index_select(OpContext& ctx, const IndexSelectArgs& a) {
     const int64_t visible = (b.positions[t] + 1) / a.ratio;
     const int64_t first = item * kKeyBlock, n = std::min(kKeyBlock, visible - first);
     for (int64_t j = 0; j < n; ++j) {
-      k.widen(entry_row(a.keys, b, b.row_seq[t], first + j), a.e, s.keys + j * key_stride);
+      k.widen(reinterpret_cast<const bf16*>(entry_row(a.keys, b, b.row_seq[t], first + j)), a.e, s.keys + j * key_stride);
     }
     k.scores(s.q, heads16, s.keys, key_stride, n, a.e, s.s);
     k.index_scores(s.s, heads16, n, s.weights, out + first);

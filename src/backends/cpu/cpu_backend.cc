@@ -52,7 +52,6 @@ class CpuBackend : public Backend {
                core_.pool.threads() == 1 ? " thread" : " threads");
   }
   const OpTable& ops() const override { return table_; }
-  KvFormat kv_format() const override { return KvFormat::kBf16; }
 
   MemoryInfo memory() const override {
     const HostMemory host = host_memory();

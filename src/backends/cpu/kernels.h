@@ -107,6 +107,7 @@ struct PoolRow {
 // Widths called heads or columns are multiples of 16.
 struct AttentionKernels {
   void (*widen)(const bf16* x, int64_t n, float* out);
+  void (*widen_kv)(const uint8_t* row, int64_t d, int64_t r, float* out);  // formats/kv_row.h
   // s[j][h] = sum_k keys[j][k] q[k][h]; q [d, heads], keys [n, key_stride]
   void (*scores)(const float* q, int64_t heads, const float* keys, int64_t key_stride, int64_t n, int64_t d,
                  float* s);

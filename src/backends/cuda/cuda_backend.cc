@@ -80,7 +80,6 @@ class CudaBackend : public Backend {
   std::string_view name() const override { return kName; }
   std::string describe() const override { return description_; }
   const OpTable& ops() const override { return table_; }
-  KvFormat kv_format() const override { return KvFormat::kBf16; }
   bool shares_host_memory() const override { return false; }
 
   MemoryInfo memory() const override {

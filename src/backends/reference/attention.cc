@@ -6,7 +6,7 @@
 #include "backends/reference/kernels.h"
 #include "backends/reference/matrix.h"
 #include "backends/reference/rotate.h"
-#include "formats/quantise.h"
+#include "formats/kv_row.h"
 #include "ops/check.h"
 
 namespace dsv4::reference {
@@ -26,6 +26,13 @@ void head_norm(bf16* q, int64_t d, float eps) {
 
 void load_row(const bf16* row, int64_t d, float* out) {
   for (int64_t i = 0; i < d; ++i) out[i] = to_float(row[i]);
+}
+
+// A row of the cache; `row` has room for it as BF16.
+void load_cached(const AttentionArgs& a, const char* from, KvFormat format, bf16* row, float* out) {
+  if (format == KvFormat::kBf16) return load_row(reinterpret_cast<const bf16*>(from), a.d, out);
+  decode_kv_row(reinterpret_cast<const uint8_t*>(from), a.d, a.r, row);
+  load_row(row, a.d, out);
 }
 
 }  // namespace
@@ -59,7 +66,8 @@ Status qkv(OpContext& ctx, const QkvArgs& a) {
 }
 
 Status attention(OpContext& ctx, const AttentionArgs& a) {
-  DSV4_TRY(check_kv_format("attention", a.ring.format, KvFormat::kBf16));
+  DSV4_TRY(check_kv_row("attention", a.ring.format, a.d, a.r));
+  DSV4_TRY(check_kv_row("attention", a.entries.format, a.d, a.r));
   const BatchView& b = a.batch;
   const bool compressed = a.entries.data != nullptr;
   Workspace::Scope scratch(ctx.workspace);
@@ -72,6 +80,7 @@ Status attention(OpContext& ctx, const AttentionArgs& a) {
   }
   DSV4_ASSIGN(float* keys, scratch.take<float>(most * a.d));  // [n, d]
   DSV4_ASSIGN(float* q, scratch.take<float>(a.d));
+  DSV4_ASSIGN(bf16* widened, scratch.take<bf16>(a.d));
   DSV4_ASSIGN(float* p, scratch.take<float>(most));
   DSV4_ASSIGN(double* o, scratch.take<double>(a.d));
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(a.d)));
@@ -85,12 +94,12 @@ Status attention(OpContext& ctx, const AttentionArgs& a) {
     // Gather: window in order of position, then compressed entries in order of index.
     int64_t n = 0;
     for (int64_t at = std::max<int64_t>(0, position - a.window + 1); at <= position; ++at, ++n) {
-      const bf16* row =
-          at >= first_position
-              ? a.kv + (first_row + at - first_position) * a.d
-              : reinterpret_cast<const bf16*>(a.ring.data + (slot * a.ring.rows + at % a.ring.rows) *
-                                                                a.ring.row_bytes);
-      load_row(row, a.d, keys + n * a.d);
+      if (at >= first_position) {
+        load_row(a.kv + (first_row + at - first_position) * a.d, a.d, keys + n * a.d);
+      } else {
+        load_cached(a, a.ring.data + (slot * a.ring.rows + at % a.ring.rows) * a.ring.row_bytes, a.ring.format, widened,
+                    keys + n * a.d);
+      }
     }
     if (compressed) {
       const int64_t count = a.selected ? a.selected_count[t] : (position + 1) / a.ratio;
@@ -99,7 +108,7 @@ Status attention(OpContext& ctx, const AttentionArgs& a) {
         const int64_t page = b.seq_pages[seq * b.max_pages + entry / a.entries.per_page];
         const char* row = a.entries.data +
                           (page * a.entries.per_page + entry % a.entries.per_page) * a.entries.row_bytes;
-        load_row(reinterpret_cast<const bf16*>(row), a.d, keys + n * a.d);
+        load_cached(a, row, a.entries.format, widened, keys + n * a.d);
       }
     }
 
@@ -128,14 +137,18 @@ Status attention(OpContext& ctx, const AttentionArgs& a) {
 
 Status ring_insert(OpContext& ctx, const RingInsertArgs& a) {
   (void)ctx;
-  DSV4_TRY(check_kv_format("ring_insert", a.ring.format, KvFormat::kBf16));
+  DSV4_TRY(check_kv_row("ring_insert", a.ring.format, a.d, a.r));
   const BatchView& b = a.batch;
   for (int64_t seq = 0; seq < b.sequences; ++seq) {
     const int64_t end = b.seq_begin[seq + 1];
     const int64_t slot = b.seq_slot[seq];
     for (int64_t t = std::max<int64_t>(b.seq_begin[seq], end - a.ring.rows); t < end; ++t) {
       char* row = a.ring.data + (slot * a.ring.rows + b.positions[t] % a.ring.rows) * a.ring.row_bytes;
-      memcpy(row, a.kv + t * a.d, static_cast<size_t>(a.d) * sizeof(bf16));
+      if (a.ring.format == KvFormat::kFp8Rope) {
+        encode_kv_row(a.kv + t * a.d, a.d, a.r, reinterpret_cast<uint8_t*>(row));
+      } else {
+        memcpy(row, a.kv + t * a.d, static_cast<size_t>(a.d) * sizeof(bf16));
+      }
     }
   }
   return {};

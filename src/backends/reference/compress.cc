@@ -5,7 +5,7 @@
 #include "backends/reference/kernels.h"
 #include "backends/reference/matrix.h"
 #include "backends/reference/rotate.h"
-#include "formats/quantise.h"
+#include "formats/kv_row.h"
 #include "ops/check.h"
 
 namespace dsv4::reference {
@@ -63,11 +63,14 @@ const bf16* key_row(const IndexSelectArgs& a, int64_t seq, int64_t entry) {
 }  // namespace
 
 Status compress(OpContext& ctx, const CompressArgs& a) {
-  DSV4_TRY(check_kv_format("compress", a.out.format, KvFormat::kBf16));
+  if (a.index_key) DSV4_TRY(check_kv_format("compress", a.out.format, KvFormat::kBf16));
+  DSV4_TRY(check_kv_row("compress", a.out.format, a.spec.dim, a.rope.r));
+  const bool fp8 = a.out.format == KvFormat::kFp8Rope;
   const BatchView& b = a.batch;
   const int64_t dim = a.spec.dim, m = a.spec.ratio;
   Workspace::Scope scratch(ctx.workspace);
   DSV4_ASSIGN(float* pooled, scratch.take<float>(dim));
+  DSV4_ASSIGN(bf16* wide, scratch.take<bf16>(dim));
   for (int64_t seq = 0; seq < b.sequences; ++seq) {
     const int64_t begin = b.seq_begin[seq], end = b.seq_begin[seq + 1];
     if (begin == end) continue;
@@ -76,8 +79,8 @@ Status compress(OpContext& ctx, const CompressArgs& a) {
     for (int64_t entry = first / m; (entry + 1) * m - 1 <= last; ++entry) {
       pool(rows, entry, pooled);
       const int64_t page = b.seq_pages[seq * b.max_pages + entry / a.out.per_page];
-      bf16* out = reinterpret_cast<bf16*>(
-          a.out.data + (page * a.out.per_page + entry % a.out.per_page) * a.out.row_bytes);
+      char* place = a.out.data + (page * a.out.per_page + entry % a.out.per_page) * a.out.row_bytes;
+      bf16* out = fp8 ? wide : reinterpret_cast<bf16*>(place);
       for (int64_t i = 0; i < dim; ++i) out[i] = to_bf16(pooled[i]);
       DSV4_TRY(rms_norm(ctx, {.x = out, .w = a.norm, .y = out, .T = 1, .N = dim, .eps = a.eps}));
       rotate(out + dim - a.rope.r, a.rope, entry * m, false);
@@ -91,6 +94,7 @@ Status compress(OpContext& ctx, const CompressArgs& a) {
         for (int64_t i = 0; i < rounded; i += kKv8Group) {
           kv8_round(out + i, static_cast<int>(std::min<int64_t>(kKv8Group, rounded - i)));
         }
+        if (fp8) encode_kv_row(out, dim, a.rope.r, reinterpret_cast<uint8_t*>(place));
       }
     }
     for (int64_t p = std::max(first, last - a.tail.rows + 1); p <= last; ++p) {

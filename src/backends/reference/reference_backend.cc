@@ -71,7 +71,6 @@ class ReferenceBackend : public Backend {
   std::string_view name() const override { return kName; }
   std::string describe() const override { return "reference: scalar C++, one thread, FP64 sums"; }
   const OpTable& ops() const override { return table_; }
-  KvFormat kv_format() const override { return KvFormat::kBf16; }
   bool exact_rounding() const override { return true; }
 
   MemoryInfo memory() const override {

@@ -71,6 +71,10 @@ TEST(CachePlan, LimitsThatMakeNoSenseAreNamed) {
   CacheSpec odd = spec;
   odd.layers[1].entries.ratio = 5;
   EXPECT_EQ(plan_cache(odd, f, {.max_tokens = 1}).status().code(), Code::kInvalidArgument);
+  CacheSpec wide = spec;
+  wide.layers[0].head_dim = 1024;
+  EXPECT_TRUE(plan_cache(wide, f, {.max_tokens = 1}).ok());
+  EXPECT_EQ(plan_cache(wide, KvFormat::kFp8Rope, {.max_tokens = 1}).status().code(), Code::kUnsupported);
   CacheSpec huge = spec;
   huge.layers[0].head_dim = int64_t{1} << 60;
   EXPECT_EQ(plan_cache(huge, f, {.max_tokens = 1}).status().code(), Code::kResourceExhausted);

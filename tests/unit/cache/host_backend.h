@@ -17,7 +17,6 @@ class HostBackend : public Backend {
   std::string describe() const override { return "host memory"; }
   const OpTable& ops() const override { return ops_; }
   MemoryInfo memory() const override { return {}; }
-  KvFormat kv_format() const override { return KvFormat::kBf16; }
   Result<Buffer> allocate(size_t bytes) override {
     if (bytes > limit_) return Status(Code::kResourceExhausted, "no memory left");
     limit_ -= bytes;

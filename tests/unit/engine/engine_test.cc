@@ -264,6 +264,23 @@ TEST(Engine, OptionsOutOfRangeAreNamed) {
   refused({.prefill_chunk = 0}, "prefill_chunk 0");
   refused({.max_rollback = -1}, "max_rollback -1");
   refused({.device = "abacus"}, "unknown device \"abacus\"");
+  refused({.cache_rows = "wood"}, "unknown cache rows \"wood\": expected fp8, bf16 or auto");
+}
+
+TEST(Engine, CacheRowsInFp8TakeLessMemory) {
+  EngineOptions options;
+  options.model_dir = testing::tiny_model_dir();
+  options.device = "cpu";
+  options.cache_rows = "bf16";
+  const auto wide = Engine::plan(options);
+  options.cache_rows = "fp8";
+  const auto narrow = Engine::plan(options);
+  ASSERT_TRUE(wide.ok() && narrow.ok());
+  EXPECT_EQ(wide->cache_rows, "bf16");
+  EXPECT_EQ(narrow->cache_rows, "fp8");
+  EXPECT_LT(narrow->cache, wide->cache);
+  EXPECT_LT(narrow->cache_per_token, wide->cache_per_token);
+  EXPECT_NE(to_text(*narrow).find("rows in fp8"), std::string::npos);
 }
 
 }  // namespace

@@ -18,11 +18,15 @@ using testing::request;
 using testing::run_all;
 using testing::some_tokens;
 
-class PrefixEngine : public ::testing::TestWithParam<const char*> {
+// A backend, and the format of its cache rows.
+using Place = std::pair<const char*, const char*>;
+
+class PrefixEngine : public ::testing::TestWithParam<Place> {
  protected:
   std::unique_ptr<Engine> load(EngineOptions options = {}) {
     options.model_dir = testing::tiny_model_dir();
-    options.device = GetParam();
+    options.device = GetParam().first;
+    if (options.cache_rows == "auto") options.cache_rows = GetParam().second;
     options.context = 1000;
     auto engine = Engine::load(options);
     EXPECT_TRUE(engine.ok()) << engine.status().message();
@@ -41,7 +45,7 @@ void expect_same(const Outcome& got, const Outcome& want) {
 }
 
 TEST_P(PrefixEngine, AConversationAnswersTheSameBitsAndRunsOnlyTheNewTurn) {
-  auto plain = load();
+  auto plain = load({.cache_rows = "bf16"});
   auto cached = load({.max_sequences = 2, .prefill_chunk = 100, .prefix = {.enabled = true}});
   std::vector<int32_t> conversation = some_tokens(300, kVocab, 1);
   int64_t held = 0;
@@ -78,7 +82,7 @@ TEST_P(PrefixEngine, ShortMemoryAndARestartChangeNothing) {
   }
   std::vector<Outcome> want;
   {
-    auto plain = load();
+    auto plain = load({.cache_rows = "bf16"});
     for (const Request& r : requests) want.push_back(alone(*plain, r));
   }
   for (int life = 0; life < 2; ++life) {
@@ -104,7 +108,8 @@ TEST_P(PrefixEngine, ShortMemoryAndARestartChangeNothing) {
     auto second = Engine::load([&] {
       EngineOptions other = options;
       other.model_dir = testing::tiny_model_dir();
-      other.device = GetParam();
+      other.device = GetParam().first;
+      other.cache_rows = GetParam().second;
       other.context = 1000;
       return other;
     }());
@@ -112,7 +117,34 @@ TEST_P(PrefixEngine, ShortMemoryAndARestartChangeNothing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, PrefixEngine, ::testing::Values("reference", "cpu"));
+// Pages on disk are of one format; an engine with the other does not take them for its own.
+TEST(PrefixFormats, PagesOfOneAreNothingToTheOther) {
+  TempDir temp;
+  const auto load = [&](const char* cache_rows) {
+    EngineOptions options{.device = "cpu",
+                          .cache_rows = cache_rows,
+                          .context = 1000,
+                          .max_sequences = 2,
+                          .prefix = {.enabled = true, .disk_dir = temp.file("kv"), .snapshot_spans = 1}};
+    options.model_dir = testing::tiny_model_dir();
+    auto engine = Engine::load(options);
+    EXPECT_TRUE(engine.ok()) << engine.status().message();
+    return engine.ok() ? std::move(engine).value() : nullptr;
+  };
+  Request r = request(some_tokens(600, kVocab, 3), 12, 1);
+  r.sampling.logprobs = 0;
+  const Outcome want = alone(*load("bf16"), r);
+  const Outcome again = alone(*load("bf16"), r);
+  EXPECT_GT(again.usage.cached_tokens, 0);
+  expect_same(again, want);
+  const Outcome other = alone(*load("fp8"), r);
+  EXPECT_EQ(other.usage.cached_tokens, 0);
+  expect_same(other, want);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, PrefixEngine,
+                         ::testing::Values(Place{"reference", "bf16"}, Place{"cpu", "bf16"}, Place{"cpu", "fp8"}),
+                         [](const auto& param) { return std::string(param.param.first) + "_" + param.param.second; });
 
 }  // namespace
 }  // namespace dsv4
