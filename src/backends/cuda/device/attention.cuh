@@ -7,9 +7,9 @@
 
 #include <cooperative_groups.h>
 
+#include "backends/cuda/device/kv_row.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/rows.cuh"
-#include "formats/bf16.h"
 #include "ops/args/attention.h"
 
 namespace dsv4::cuda {
@@ -114,7 +114,39 @@ __device__ inline void store_result(const AttentionParams& p, int64_t row, int c
   *reinterpret_cast<uint2*>(p.a.o + row * d + col) = {pack2(x[0], x[1]), pack2(x[2], x[3])};
 }
 
-template <int HM, int D>
+// Rows of the cache in FP8 come as codes, to the second half of their place as BF16: byte `codes` of it on, of as many
+// codes as that. Then eight columns at a time become BF16, in order: they fill what codes of columns before them have left.
+// RoPE dims come to where they stay.
+template <int D>
+__device__ inline void copy_fp8_columns(bf16* key, const char* row, int column, int codes) {
+  char* const to = reinterpret_cast<char*>(key);
+  if (column < codes) return copy_async_8(to + codes + column, row + column);
+  const char* const from = row + codes + 2 * (column - codes);
+  copy_async_8(to + 2 * column, from);
+  copy_async_8(to + 2 * column + 8, from + 8);
+}
+// Columns [from, to) of the keys that are codes; eight lanes take a key.
+template <int D>
+__device__ inline void widen_keys(bf16* keys, const uint2* scales, const bool* packed, int from, int to, int codes) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int j = warp * 4 + lane / 8; j < kChunk; j += kAttentionThreads / 8) {
+    char* const key = reinterpret_cast<char*>(keys + j * (D + 8));
+    for (int first = from; first < to; first += 64) {
+      const int column = first + lane % 8 * 8;
+      const bool mine = packed[j] && column < to;
+      uint2 v = {0, 0};
+      if (mine) v = *reinterpret_cast<const uint2*>(key + codes + column);
+      __syncwarp();
+      if (!mine) continue;
+      const uint32_t scale = reinterpret_cast<const uint8_t*>(scales + j)[column / kKv8Group];
+      uint4 w = widen_codes(v, kv_factor(scale) * 0x10001u);
+      if (scale > kLargestKvScale) w = scale_again(w, kv_second_factor(scale) * 0x10001u);
+      *reinterpret_cast<uint4*>(key + 2 * column) = w;
+    }
+  }
+}
+
+template <int HM, int D, bool kFp8>
 __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const __grid_constant__ AttentionParams p) {
   constexpr int kRow = D + 8;          // of Q and K, elements: rows meet different banks
   constexpr int kPRow = kChunk + 8;
@@ -124,6 +156,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   extern __shared__ uint4 shared[];
   __shared__ float2 turns[kMaxPairs];
   __shared__ float inverse[HM], own_top[HM];
+  __shared__ uint2 scales[kFp8 ? kChunk : 1];
+  __shared__ bool packed[kFp8 ? kChunk : 1];
   bf16* q = reinterpret_cast<bf16*>(shared);            // [HM][kRow]
   bf16* k = q + HM * kRow;                              // [kChunk][kRow]
   bf16* probs = k + kChunk * kRow;                      // [HM][kPRow]
@@ -155,16 +189,26 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
       return at < first_position ? a.ring.data + (slot * a.ring.rows + at % a.ring.rows) * a.ring.row_bytes : nullptr;
     }
     const int entry = key - window;
-    const bool old = a.entries.data && !a.selected && (entry + 1) * a.ratio <= first_position;
+    // A row in FP8 and the next one share what L1 holds as one: the next one must not be new, either.
+    const bool old = a.entries.data && !a.selected && (entry + (kFp8 ? 2 : 1)) * a.ratio <= first_position;
     return old ? entry_row(entry) : nullptr;
   };
   const char* const old = threadIdx.x < kChunk ? old_row(begin + static_cast<int>(threadIdx.x)) : nullptr;
-  if (threadIdx.x < kChunk) rows[threadIdx.x] = old;
-  else if (p.rope.freqs) make_turns(p.rope, position, static_cast<int>(threadIdx.x) - kChunk, kAttentionThreads - kChunk, turns);
+  const int codes = D - static_cast<int>(a.r);  // of a row in FP8
+  const auto bring_scales = [&](const char* row) {
+    packed[threadIdx.x] = row;
+    if (row) copy_async_8(scales + threadIdx.x, row + codes + 2 * a.r);
+  };
+  if (threadIdx.x < kChunk) {
+    rows[threadIdx.x] = old;
+    if constexpr (kFp8) bring_scales(old);
+  } else if (p.rope.freqs) make_turns(p.rope, position, static_cast<int>(threadIdx.x) - kChunk, kAttentionThreads - kChunk, turns);
   __syncthreads();
   for (int i = threadIdx.x; i < kChunk * (D / 8); i += kAttentionThreads) {
     const int j = i / (D / 8), at = i % (D / 8) * 8;
-    if (rows[j]) copy_async_16(k + j * kRow + at, rows[j] + at * 2);
+    if (!rows[j]) continue;
+    if constexpr (kFp8) copy_fp8_columns<D>(k + j * kRow, rows[j], at, codes);
+    else copy_async_16(k + j * kRow + at, rows[j] + at * 2);
   }
   wait_for_previous();
 
@@ -186,6 +230,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
                            : entry_row(a.selected ? a.selected[t * a.topk + key - window] : key - window);
       }
       rows[threadIdx.x] = row;
+      if constexpr (kFp8) {
+        if (!old) bring_scales(key < window ? nullptr : row);
+      }
     }
     __syncthreads();
     // The first half of the columns, then the second.
@@ -200,7 +247,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
       for (int i = threadIdx.x; i < kChunk * kPieces; i += kAttentionThreads) {
         const int j = i / kPieces, at = (half * kPieces + i % kPieces) * 8;
         bf16* to = k + j * kRow + at;
-        if (rows[j]) copy_async_16(to, rows[j] + at * 2);
+        if (kFp8 && rows[j] && packed[j]) copy_fp8_columns<D>(k + j * kRow, rows[j], at, codes);
+        else if (rows[j]) copy_async_16(to, rows[j] + at * 2);
         else if (j >= n) *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
       }
       copy_async_commit();
@@ -216,6 +264,10 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
       if (half == 0) copy_async_wait<1>();
       else copy_async_wait<0>();
       __syncthreads();
+      if constexpr (kFp8) {
+        widen_keys<D>(k, scales, packed, half * (D / 2), min((half + 1) * (D / 2), codes), codes);
+        __syncthreads();
+      }
 #pragma unroll 4
       for (int d = half * (D / 2); d < (half + 1) * (D / 2); d += 32) {
         uint32_t q0[4], q1[4];

@@ -14,6 +14,7 @@
 namespace dsv4::cuda::many {
 
 inline constexpr int kHeads = 64, kDim = 512, kTile = 64;
+inline constexpr int kRopeDims = 64, kCodes = kDim - kRopeDims;  // of rows in FP8: seven tiles of codes, one of BF16
 inline constexpr int kTileBytes = kTile * 128, kRowsBytes = kDim / kTile * kTileBytes;  // of 64 rows
 inline constexpr int kGroup = 128, kAdders = 2 * kGroup, kPair = kGroup / 2;  // threads
 inline constexpr int kFirstWeigher = kAdders, kFirstProducer = kAdders + kGroup, kThreads = kAdders + 2 * kGroup;
@@ -67,16 +68,20 @@ __device__ inline int place(int row, int piece) {
 // registers of its own, because a copy holds them until it is sent. nullptr: zeros.
 struct Sources {
   const char* at[8];
+  uint32_t packed = 0;  // bit i: the row of turn i is in FP8
 };
-// Lane l says where row l lies.
-__device__ inline Sources sources_of(const char* row) {
+// Lane l says where row l lies, and whether it is in FP8: then eight lanes copy 64 codes of it.
+__device__ inline Sources sources_of(const char* row, bool packed) {
   const int lane = threadIdx.x % 32;
   const auto bits = reinterpret_cast<unsigned long long>(row);
+  const uint32_t all_packed = __ballot_sync(~0u, packed);
   Sources s;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const char* from = reinterpret_cast<const char*>(__shfl_sync(~0u, bits, i * 4 + lane / 8));
-    s.at[i] = from ? from + lane % 8 * 16 : nullptr;
+    const uint32_t mine = all_packed >> (i * 4 + lane / 8) & 1u;
+    s.packed |= mine << i;
+    s.at[i] = from ? from + lane % 8 * (mine ? 8 : 16) : nullptr;
   }
   return s;
 }
@@ -88,6 +93,8 @@ __device__ inline Sources sources_from(const char* rows) {
   for (int i = 0; i < 8; ++i) s.at[i] = rows + lane / 8 * kDim * 2 + lane % 8 * 16 + i * 4 * kDim * 2;
   return s;
 }
+// The tile of a half.
+__device__ inline int tile_of(int half, int k) { return k / 2 * kPieces + half * 2 + k % 2; }
 // Half of the tiles of the rows, to row `first` on.
 __device__ inline void copy_rows(char* to, int first, const Sources& sources, int half) {
   const int lane = threadIdx.x % 32;
@@ -97,8 +104,75 @@ __device__ inline void copy_rows(char* to, int first, const Sources& sources, in
     const char* from = sources.at[i];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const int tile = k / 2 * kPieces + half * 2 + k % 2;
+      const int tile = tile_of(half, k);
       copy_async_16_or_zero(at[i % 2] + i / 2 * 8 * 128 + tile * kTileBytes, from + tile * 128, from);
+    }
+  }
+}
+
+// Where this lane's eight codes of a tile wait to become BF16: in the place of their row, in one half or the other, so
+// that two rows meet different banks. Four rows further down 512 bytes on.
+__device__ inline char* codes_place(char* to, int first) {
+  const int lane = threadIdx.x % 32;
+  return to + (first + lane / 8) * 128 + lane / 8 % 2 * 64 + lane % 8 * 8;
+}
+// copy_rows where rows may be in FP8: codes as they are, RoPE dims to where they stay.
+__device__ inline void copy_packed_rows(char* to, int first, const Sources& sources, int half) {
+  const int lane = threadIdx.x % 32;
+  char* const at[2] = {to + place(first + lane / 8, lane % 8), to + place(first + lane / 8 + 4, lane % 8)};
+  char* const codes = codes_place(to, first);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const char* from = sources.at[i];
+    if (!(sources.packed >> i & 1u)) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int tile = tile_of(half, k);
+        copy_async_16_or_zero(at[i % 2] + i / 2 * 8 * 128 + tile * kTileBytes, from + tile * 128, from);
+      }
+      continue;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int tile = tile_of(half, k);
+      if (tile < kCodes / kTile) {
+        copy_async_8(codes + i * 4 * 128 + tile * kTileBytes, from + tile * 64);
+      } else {
+        const char* const rope = from + kCodes + lane % 8 * 8;
+        copy_async_8(at[i % 2] + i / 2 * 8 * 128 + tile * kTileBytes, rope);
+        copy_async_8(at[i % 2] + i / 2 * 8 * 128 + tile * kTileBytes + 8, rope + 8);
+      }
+    }
+  }
+}
+
+// Codes of half of the tiles to BF16, after this warp's copies have come: a lane takes what it copied. `scales`: of row
+// l in lane l.
+__device__ inline void widen_rows(char* to, int first, uint32_t packed, const uint2& scales, int half) {
+  const int lane = threadIdx.x % 32;
+  char* const at[2] = {to + place(first + lane / 8, lane % 8), to + place(first + lane / 8 + 4, lane % 8)};
+  const char* const codes = codes_place(to, first);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int tile = tile_of(half, k);
+    if (tile == kCodes / kTile) continue;
+#pragma unroll
+    for (int turns = 0; turns < 8; turns += 4) {
+      uint2 v[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (packed >> (turns + i) & 1u) v[i] = *reinterpret_cast<const uint2*>(codes + (turns + i) * 4 * 128 + tile * kTileBytes);
+      }
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int turn = turns + i;
+        const uint32_t word = __shfl_sync(~0u, tile < 4 ? scales.x : scales.y, turn * 4 + lane / 8);
+        const uint32_t scale = word >> tile % 4 * 8 & 255u;
+        uint4 w = widen_codes(v[i], kv_factor(scale) * 0x10001u);
+        if (scale > kLargestKvScale) w = scale_again(w, kv_second_factor(scale) * 0x10001u);
+        if (packed >> turn & 1u) *reinterpret_cast<uint4*>(at[turn % 2] + turn / 2 * 8 * 128 + tile * kTileBytes) = w;
+      }
     }
   }
 }
@@ -113,6 +187,7 @@ __device__ inline void await_copies() {
   fence_for_wgmma();
 }
 
+template <bool kFp8>
 __device__ inline void produce(const AttentionParams& p, Shared& shared, int items) {
   const AttentionArgs& a = p.a;
   const int warp = (threadIdx.x - kFirstProducer) / 32, lane = threadIdx.x % 32;
@@ -122,6 +197,10 @@ __device__ inline void produce(const AttentionParams& p, Shared& shared, int ite
   bool waited = false, used = false;
   const auto queries = [&](int item) {
     return reinterpret_cast<const char*>(a.q + (static_cast<int64_t>(item / groups) * H + item % groups * kHeads) * kDim);
+  };
+  const auto copy_keys = [&](const Sources& sources, int half) {
+    if constexpr (kFp8) copy_packed_rows(shared.keys[pair], first, sources, half);
+    else copy_rows(shared.keys[pair], first, sources, half);
   };
   for (int item = blockIdx.x, round = 0; item < items; item += gridDim.x, ++round) {
     const int64_t t = item / groups;
@@ -149,13 +228,14 @@ __device__ inline void produce(const AttentionParams& p, Shared& shared, int ite
       const int key = x * kChunk + mine;
       brought = __all_sync(~0u, in_ring(key));
       if (brought) {
-        const Sources sources = sources_of(ring_row(key));
-        for (int half = 0; half < 2; ++half) copy_rows(shared.keys[pair], first, sources, half);
+        const Sources sources = sources_of(ring_row(key), kFp8);
+        for (int half = 0; half < 2; ++half) copy_keys(sources, half);
       }
       wait_for_previous();
       waited = true;
     }
     const int all = window + entry_keys(a, t, position), chunks = (all + kChunk - 1) / kChunk;
+    const auto in_cache = [&](int key) { return kFp8 && key < all && (key >= window || in_ring(key)); };
     const char* row = x < chunks ? key_row(x * kChunk + mine, all) : nullptr;
     if (pair == queries_pair(chunk)) {
       if (round > 0) barrier_sync<kProducersAndWeigher>(kQueriesEmpty + pair);
@@ -167,14 +247,26 @@ __device__ inline void produce(const AttentionParams& p, Shared& shared, int ite
       barrier_arrive<kProducersAndWeigher>(kQueriesFull);
     }
     for (; x < chunks; x += 2) {
-      const Sources sources = sources_of(row);
+      const bool packed = in_cache(x * kChunk + mine);
+      const Sources sources = sources_of(row, packed);
       for (int half = 0; half < 2; ++half) {
         if (used) barrier_sync<kProducersAndAdders>(kKeysEmpty + pair * 2 + half);
-        if (!brought) copy_rows(shared.keys[pair], first, sources, half);
+        if (!brought) copy_keys(sources, half);
+        if constexpr (kFp8) copy_async_commit();
       }
       used = true;
       brought = false;
-      await_copies();
+      if constexpr (kFp8) {
+        uint2 scales = {0, 0};
+        if (packed) scales = *reinterpret_cast<const uint2*>(row + kCodes + 2 * kRopeDims);
+        copy_async_wait<1>();
+        widen_rows(shared.keys[pair], first, sources.packed, scales, 0);
+        copy_async_wait<0>();
+        widen_rows(shared.keys[pair], first, sources.packed, scales, 1);
+        fence_for_wgmma();
+      } else {
+        await_copies();
+      }
       barrier_arrive<kProducersAndWeigher>(kKeysFull + pair);
       if (x + 2 < chunks) row = key_row((x + 2) * kChunk + mine, all);
     }
@@ -487,7 +579,8 @@ __device__ inline void add_up(const AttentionParams& p, Shared& shared, int item
   }
 }
 
-// Rows of the batch by heads / 64: `items`, strided over the blocks.
+// Rows of the batch by heads / 64: `items`, strided over the blocks. kFp8: rows of the cache are in FP8.
+template <bool kFp8>
 __global__ void __launch_bounds__(kThreads, 1) attention_many_kernel(const __grid_constant__ AttentionParams p, int items) {
   extern __shared__ __align__(1024) char attention_shared[];
   Shared& shared = *reinterpret_cast<Shared*>(attention_shared);
@@ -501,7 +594,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_many_kernel(const __gri
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
 #endif
-    produce(p, shared, items);
+    produce<kFp8>(p, shared, items);
   } else if (threadIdx.x >= kFirstWeigher) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");

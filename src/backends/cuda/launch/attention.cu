@@ -20,31 +20,36 @@ constexpr int64_t kMaxRows = 32768;                    // of one grid
 // heads, which wins from about one row in 16 processors on, whatever the number of chunks. The result is the same.
 constexpr int64_t kManyShare = 16;
 
-template <int HM, int D>
+template <int HM, int D, bool kFp8>
 Status launch(OpContext& ctx, const AttentionParams& p, int64_t rows) {
   constexpr int kBytes = attention_shared_bytes<HM, D>();
   static_assert(kBytes <= kMaxSharedBytes);
-  DSV4_TRY(allow_shared(attention_kernel<HM, D>, kBytes));
+  DSV4_TRY(allow_shared(attention_kernel<HM, D, kFp8>, kBytes));
   const unsigned chunks = static_cast<unsigned>(p.max_chunks), cluster = p.cluster ? chunks : std::min(chunks, 2u);
   const dim3 grid(ceil_div(chunks, cluster) * cluster, static_cast<unsigned>(ceil_div<int64_t>(p.a.H, HM)),
                   static_cast<unsigned>(rows));
-  if (p.cluster) DSV4_TRY(allow_clusters(attention_kernel<HM, D>));
-  return enqueue_clusters(ctx, "attention_kernel", attention_kernel<HM, D>, grid, cluster, kAttentionThreads, kBytes, p);
+  if (p.cluster) DSV4_TRY(allow_clusters(attention_kernel<HM, D, kFp8>));
+  return enqueue_clusters(ctx, "attention_kernel", attention_kernel<HM, D, kFp8>, grid, cluster, kAttentionThreads, kBytes, p);
 }
 
-template <int D>
+template <int D, bool kFp8>
 Status launch_heads(OpContext& ctx, const AttentionParams& p, int64_t rows) {
   // Few rows: more blocks of fewer heads. The result is the same.
   const bool few = p.max_chunks * rows * ceil_div<int64_t>(p.a.H, 64) < kProcessors;
-  return p.a.H <= 16 || few ? launch<16, D>(ctx, p, rows) : launch<64, D>(ctx, p, rows);
+  return p.a.H <= 16 || few ? launch<16, D, kFp8>(ctx, p, rows) : launch<64, D, kFp8>(ctx, p, rows);
+}
+template <int D>
+Status launch_rows(OpContext& ctx, const AttentionParams& p, int64_t rows) {
+  return p.a.ring.format == KvFormat::kFp8Rope ? launch_heads<D, true>(ctx, p, rows) : launch_heads<D, false>(ctx, p, rows);
 }
 
 // Many rows: one block per processor.
+template <bool kFp8>
 Status launch_many(OpContext& ctx, const AttentionParams& p, int64_t items) {
   static_assert(many::kSharedBytes <= kMaxSharedBytes);
-  DSV4_TRY(allow_shared(many::attention_many_kernel, many::kSharedBytes));
+  DSV4_TRY(allow_shared(many::attention_many_kernel<kFp8>, many::kSharedBytes));
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, kProcessors));
-  return enqueue(ctx, "attention_many_kernel", many::attention_many_kernel, dim3(blocks), many::kThreads, many::kSharedBytes, p,
+  return enqueue(ctx, "attention_many_kernel", many::attention_many_kernel<kFp8>, dim3(blocks), many::kThreads, many::kSharedBytes, p,
                  static_cast<int>(items));
 }
 
@@ -53,7 +58,8 @@ Status launch_many(OpContext& ctx, const AttentionParams& p, int64_t items) {
 Status attention(OpContext& ctx, const AttentionArgs& a) { return attention_out(ctx, a, {}); }
 
 Status attention_out(OpContext& ctx, const AttentionArgs& a, const RopeView& rope) {
-  DSV4_TRY(check_kv_format("attention", a.ring.format, KvFormat::kBf16));
+  DSV4_TRY(check_cached_row("attention", a.ring.format, a.d, a.r));
+  if (a.entries.data) DSV4_TRY(check_kv_format("attention", a.entries.format, a.ring.format));
   const int64_t T = a.batch.rows;
   if (T == 0) return {};
   if (rope.r > 2 * kMaxPairs || rope.r % 4 != 0) {
@@ -63,9 +69,10 @@ Status attention_out(OpContext& ctx, const AttentionArgs& a, const RopeView& rop
   if (a.entries.data) most += a.selected ? a.topk : a.batch.max_pages * a.entries.per_page;
   AttentionParams p{.a = a, .rope = rope, .max_chunks = static_cast<int32_t>(ceil_div<int64_t>(most, kChunk)),
                     .scale = static_cast<float>(std::numbers::log2e / std::sqrt(static_cast<double>(a.d)))};
-  if (a.d == many::kDim && a.H % many::kHeads == 0) {
+  const bool fp8 = a.ring.format == KvFormat::kFp8Rope;
+  if (a.d == many::kDim && a.H % many::kHeads == 0 && (!fp8 || a.r == many::kRopeDims)) {
     const int64_t items = T * (a.H / many::kHeads);
-    if (kManyShare * items >= kProcessors) return launch_many(ctx, p, items);
+    if (kManyShare * items >= kProcessors) return fp8 ? launch_many<true>(ctx, p, items) : launch_many<false>(ctx, p, items);
   }
   p.cluster = p.max_chunks > 1 && p.max_chunks <= kMaxChunksOfCluster;
   int64_t rows = std::min(T, kMaxRows);
@@ -79,11 +86,11 @@ Status attention_out(OpContext& ctx, const AttentionArgs& a, const RopeView& rop
   for (p.first_row = 0; p.first_row < T; p.first_row += rows) {
     const int64_t n = std::min(rows, T - p.first_row);
     switch (a.d) {
-      case 64: DSV4_TRY(launch_heads<64>(ctx, p, n)); break;
-      case 128: DSV4_TRY(launch_heads<128>(ctx, p, n)); break;
-      case 192: DSV4_TRY(launch_heads<192>(ctx, p, n)); break;
-      case 256: DSV4_TRY(launch_heads<256>(ctx, p, n)); break;
-      case 512: DSV4_TRY(launch_heads<512>(ctx, p, n)); break;
+      case 64: DSV4_TRY(launch_rows<64>(ctx, p, n)); break;
+      case 128: DSV4_TRY(launch_rows<128>(ctx, p, n)); break;
+      case 192: DSV4_TRY(launch_rows<192>(ctx, p, n)); break;
+      case 256: DSV4_TRY(launch_rows<256>(ctx, p, n)); break;
+      case 512: DSV4_TRY(launch_rows<512>(ctx, p, n)); break;
       default: return Status(Code::kUnsupported, cat("cuda: head dim ", a.d, ": expected 64, 128, 192, 256 or 512"));
     }
     if (p.max_chunks > 1 && !p.cluster) {

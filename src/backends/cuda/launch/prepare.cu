@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "backends/cuda/core.h"
+#include "backends/cuda/device/kv_row.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/ops.h"
@@ -60,10 +61,15 @@ __device__ float4 over(const float4& a, const float4& b, float (*f)(float, float
   return {f(a.x, b.x), f(a.y, b.y), f(a.z, b.z), f(a.w, b.w)};
 }
 
+__device__ void store_cached(const float (&x)[kQuads][4], int n, int r, char* row, KvFormat format) {
+  if (format == KvFormat::kFp8Rope) store_fp8_row(x, n, r, row);
+  else store_row(x, n, reinterpret_cast<bf16*>(row));
+}
+
 // The end of a key/value row or entry: norm, RoPE, kv8, by one warp. The row lies in shared memory as
-// floats, or in `row`; it goes to `to` and, where given, `and_to`. One copy of the code for both uses.
+// floats, or in `row`; it goes to `to` and into the cache, where given. One copy of the code for both uses.
 __device__ __noinline__ void finish_row(const float* shared, const bf16* row, const bf16* norm, int n, float eps,
-                                        const float2* turns, int r, bf16* to, bf16* and_to) {
+                                        const float2* turns, int r, bf16* to, char* cached, KvFormat format) {
   float x[kQuads][4], w[kQuads][4];
   load_row(norm, n, w);
   if (row) {
@@ -78,8 +84,8 @@ __device__ __noinline__ void finish_row(const float* shared, const bf16* row, co
   norm_row(x, w, n, eps);
   rotate(x, n, r, turns);
   kv8_row(x, n - r);
-  store_row(x, n, to);
-  if (and_to) store_row(x, n, and_to);
+  if (to) store_row(x, n, to);
+  if (cached) store_cached(x, n, r, cached, format);
 }
 
 // An index vector: RoPE, Hadamard, idx4.
@@ -165,14 +171,16 @@ __device__ void compress_row(const CompressArgs& a, int64_t t, bool tail, float2
   __syncthreads();
   if (threadIdx.x >= 32) return;
   const int64_t page = a.batch.seq_pages[seq * a.batch.max_pages + index / a.out.per_page];
-  bf16* out = reinterpret_cast<bf16*>(a.out.data + (page * a.out.per_page + index % a.out.per_page) * a.out.row_bytes);
-  if (!a.index_key) return finish_row(entry, nullptr, a.norm, dim, a.eps, turns, static_cast<int>(a.rope.r), out, nullptr);
+  char* out = a.out.data + (page * a.out.per_page + index % a.out.per_page) * a.out.row_bytes;
+  if (!a.index_key) {
+    return finish_row(entry, nullptr, a.norm, dim, a.eps, turns, static_cast<int>(a.rope.r), nullptr, out, a.out.format);
+  }
   float x[1][4], w[1][4];
   load_row(a.norm, dim, w);
 #pragma unroll
   for (int e = 0; e < 4; ++e) x[0][e] = element_of(0) < dim ? entry[element_of(0) + e] : 0.0f;
   norm_row(x, w, dim, a.eps);
-  finish_index(x, dim, a.rope.r, turns, out);
+  finish_index(x, dim, a.rope.r, turns, reinterpret_cast<bf16*>(out));
 }
 
 // Head h < H of row t is a query; head H is the row's key/value.
@@ -187,12 +195,12 @@ __device__ void head(const Prepare& p, int64_t i, float2* turns) {
   if (h == a.H) {
     bf16* row = a.kv + t * d;
     const RingInsertArgs& insert = p.ring_insert;
-    bf16* in_ring = nullptr;
+    char* in_ring = nullptr;
     if (insert.ring.data) {
       const int64_t slot = insert.batch.seq_slot[insert.batch.row_seq[t]];
-      in_ring = reinterpret_cast<bf16*>(insert.ring.data + (slot * insert.ring.rows + position % insert.ring.rows) * insert.ring.row_bytes);
+      in_ring = insert.ring.data + (slot * insert.ring.rows + position % insert.ring.rows) * insert.ring.row_bytes;
     }
-    return finish_row(nullptr, row, a.kv_norm, d, a.eps, turns, static_cast<int>(a.rope.r), row, in_ring);
+    return finish_row(nullptr, row, a.kv_norm, d, a.eps, turns, static_cast<int>(a.rope.r), row, in_ring, insert.ring.format);
   }
   float x[kQuads][4];
   bf16* row = a.q + (t * a.H + h) * d;
@@ -257,8 +265,14 @@ __global__ void ring_insert_kernel(const RingInsertArgs a) {
   const int seq = a.batch.row_seq[t];
   if (t < a.batch.seq_begin[seq + 1] - a.ring.rows) return;  // a later row takes this place
   const int64_t slot = a.batch.seq_slot[seq];
-  uint32_t* to = reinterpret_cast<uint32_t*>(a.ring.data +
-                                             (slot * a.ring.rows + a.batch.positions[t] % a.ring.rows) * a.ring.row_bytes);
+  char* row = a.ring.data + (slot * a.ring.rows + a.batch.positions[t] % a.ring.rows) * a.ring.row_bytes;
+  if (a.ring.format == KvFormat::kFp8Rope) {
+    if (threadIdx.x >= 32) return;
+    float x[kQuads][4];
+    load_row(a.kv + t * a.d, static_cast<int>(a.d), x);
+    return store_fp8_row(x, static_cast<int>(a.d), static_cast<int>(a.r), row);
+  }
+  uint32_t* to = reinterpret_cast<uint32_t*>(row);
   const uint32_t* from = reinterpret_cast<const uint32_t*>(a.kv + t * a.d);
   for (int i = threadIdx.x; i < a.d / 2; i += blockDim.x) to[i] = from[i];
 }
@@ -275,6 +289,13 @@ Status check_index(std::string_view op, int64_t e, int64_t r) {
 
 }  // namespace
 
+Status check_cached_row(std::string_view op, KvFormat format, int64_t d, int64_t r) {
+  DSV4_TRY(check_kv_row(op, format, d, r));
+  if (format == KvFormat::kBf16 || (d % 8 == 0 && r % 8 == 0 && d <= kMaxRow)) return {};
+  return Status(Code::kUnsupported, cat("cuda: ", op, ": cache rows of ", d, " values with ", r, " RoPE dims: fp8 expects multiples of 8, at most ",
+                                        kMaxRow, "; use bf16"));
+}
+
 Status prepare(OpContext& ctx, const Prepare& p) {
   Params q{};
   q.p = p;
@@ -282,7 +303,8 @@ Status prepare(OpContext& ctx, const Prepare& p) {
   for (int i = 0; i < 2; ++i) {
     const CompressArgs& c = p.compress[i];
     if (!c.c) continue;
-    DSV4_TRY(check_kv_format("compress", c.out.format, KvFormat::kBf16));
+    if (c.index_key) DSV4_TRY(check_kv_format("compress", c.out.format, KvFormat::kBf16));
+    DSV4_TRY(check_cached_row("compress", c.out.format, c.spec.dim, c.rope.r));
     DSV4_TRY(c.index_key ? check_index("compress", c.spec.dim, c.rope.r) : check_row("compress", "dim", c.spec.dim, c.rope.r));
     q.compress_blocks[i] = static_cast<int32_t>(c.batch.rows);
     grid += c.batch.rows;
@@ -292,7 +314,7 @@ Status prepare(OpContext& ctx, const Prepare& p) {
     q.head_blocks = static_cast<int32_t>(ceil_div<int64_t>(p.qkv.T * (p.qkv.H + 1), kWarps));
     grid += q.head_blocks;
   }
-  if (p.ring_insert.ring.data) DSV4_TRY(check_kv_format("ring_insert", p.ring_insert.ring.format, KvFormat::kBf16));
+  if (p.ring_insert.ring.data) DSV4_TRY(check_cached_row("ring_insert", p.ring_insert.ring.format, p.qkv.d, p.qkv.rope.r));
   if (p.index.q) {
     DSV4_TRY(check_index("index_select", p.index.e, p.index.rope.r));
     grid += ceil_div<int64_t>(p.index.batch.rows * p.index.heads, kWarps);
@@ -319,7 +341,7 @@ Status compress(OpContext& ctx, const CompressArgs& a) {
 }
 
 Status ring_insert(OpContext& ctx, const RingInsertArgs& a) {
-  DSV4_TRY(check_kv_format("ring_insert", a.ring.format, KvFormat::kBf16));
+  DSV4_TRY(check_cached_row("ring_insert", a.ring.format, a.d, a.r));
   if (a.batch.rows == 0) return {};
   return enqueue(ctx, "ring_insert_kernel", ring_insert_kernel, static_cast<unsigned>(a.batch.rows), 128, 0, a);
 }

@@ -1,0 +1,68 @@
+// Rows of the cache in FP8 (formats/kv_row.h) on the device. They lie as everywhere, 584 bytes for d = 512: every second
+// one is aligned to 8 bytes only, so they are copied in pieces of 8, and that through L1. With its scales apart a row
+// would have 576 bytes and copies half as many instructions, but a page or ring would no longer be made of rows.
+#pragma once
+
+#include "backends/cuda/device/mma.cuh"
+#include "backends/cuda/device/rows.cuh"
+#include "formats/kv_row.h"
+
+namespace dsv4::cuda {
+
+__device__ inline void copy_async_8(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global));
+}
+
+// In BF16's places a code stands for its value times 2^-120 (packed.h), subnormals included; one factor brings it back
+// where the scale is no larger than this, else a second one is needed.
+inline constexpr uint32_t kLargestKvScale = 254 - kE4m3InPlace;
+// The bits of the first factor, and of the second.
+__device__ inline uint32_t kv_factor(uint32_t scale) { return (min(scale, kLargestKvScale) + kE4m3InPlace) << 7; }
+__device__ inline uint32_t kv_second_factor(uint32_t scale) {
+  if (scale == kUe8m0Nan) return 0x7fc0u;
+  return (scale > kLargestKvScale ? scale - kLargestKvScale + 127 : 127) << 7;
+}
+
+// Eight codes; the factor in both halves.
+__device__ inline uint4 widen_codes(uint2 codes, uint32_t factor) {
+  const auto pair = [&](uint32_t word, uint32_t places) {
+    const uint32_t high = __byte_perm(word, 0, places);  // two codes as the high bytes of two halves
+    return mul_bf16x2((high & 0x80008000u) | (high >> 4 & 0x07f007f0u), factor);
+  };
+  return {pair(codes.x, 0x1404), pair(codes.x, 0x3424), pair(codes.y, 0x1404), pair(codes.y, 0x3424)};
+}
+__device__ inline uint4 scale_again(const uint4& v, uint32_t factor) {
+  return {mul_bf16x2(v.x, factor), mul_bf16x2(v.y, factor), mul_bf16x2(v.z, factor), mul_bf16x2(v.w, factor)};
+}
+
+// A row of n values, r of them RoPE dims, as kv8 left it; n and r are multiples of 8. By one warp.
+__device__ inline void store_fp8_row(const float (&x)[kQuads][4], int n, int r, char* row) {
+  static_assert(kKv8Group == 64 && kQuads * 2 == kKvScaleBytes);
+  const int codes = n - r, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int k = 0; k < kQuads; ++k) {
+    const int i = element_of(k);
+    float amax = 0.0f;
+    bool nan = false;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float a = i < codes ? abs_bits(x[k][e]) : 0.0f;
+      amax = a > amax ? a : amax;
+      nan |= a != a;
+    }
+    for (int o = 8; o; o /= 2) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, o));
+    const bool spoilt = __ballot_sync(~0u, nan) >> (lane & 16) & 0xffffu;
+    const uint8_t scale = act8_scale_byte(amax);
+    const float inverse = ue8m0_inverse(scale);
+    if (i < codes) {
+      const float v[4] = {x[k][0] * inverse, x[k][1] * inverse, x[k][2] * inverse, x[k][3] * inverse};
+      *reinterpret_cast<uint32_t*>(row + i) = to_e4m3x4(v);
+    } else if (i < n) {
+      *reinterpret_cast<uint2*>(row + 2 * i - codes) = {pack2(x[k][0], x[k][1]), pack2(x[k][2], x[k][3])};
+    }
+    if (lane % 16 == 0) row[codes + 2 * r + 2 * k + lane / 16] = static_cast<char>(i >= codes ? 0 : spoilt ? kUe8m0Nan : scale);
+  }
+}
+
+}  // namespace dsv4::cuda
