@@ -181,7 +181,7 @@ void print_model(const bench::ModelBenchResult& r, const std::optional<bench::Pe
   if (r.fill_tokens_per_s > 0.0)
     std::printf("context filled at %.1f tokens/s\n", r.fill_tokens_per_s);
   if (r.launches > 0)
-    std::printf("%lld launches per step, replayed as one graph; %.0f us of the host's time before it waits\n",
+    std::printf("%lld launches per step, the choice of tokens included, replayed as one graph; %.0f us of the host's time before it waits\n",
                 static_cast<long long>(r.launches), r.host_us);
   std::printf("%.1f MB read per token: %.2f GB/s, %.1f GFLOP/s",
               static_cast<double>(r.bytes) * 1e-6 / static_cast<double>(r.tokens_per_step),

@@ -125,4 +125,11 @@ size_t add_freqs(OpCase& c, int64_t r);
 // Positions that differ from row to row, some large.
 size_t add_positions(OpCase& c, int64_t T, Rng& rng);
 
+enum class Logits : uint8_t { kNormal, kEqual, kTies, kMasked, kWide, kUnsound, kNothing };
+struct SampleShape {
+  int64_t V = 1000;
+  Logits logits = Logits::kNormal;
+};
+OpCase sample_case(const SampleShape& s, const std::vector<SampleRow>& rows, uint64_t seed);
+
 }  // namespace dsv4::bench

@@ -76,7 +76,9 @@ Status decode_step(Setup& s) {
   const std::vector<int32_t> tokens = s.random_tokens(std::ssize(s.sequences));
   std::vector<SequenceRows> rows;
   for (size_t i = 0; i < s.sequences.size(); ++i) {
-    rows.push_back({.cache = &s.sequences[i], .tokens = std::span(tokens).subspan(i, 1)});
+    rows.push_back({.cache = &s.sequences[i],
+                    .tokens = std::span(tokens).subspan(i, 1),
+                    .sample = {.kind = SampleKind::kLargest}});
   }
   DSV4_ASSIGN(const LogitsView logits, s.runner->run(rows));
   (void)logits;

@@ -44,6 +44,19 @@ std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows,
   add("stream_add", "MTP input", [=](uint64_t s) { return stream_add_case(hc, s); });
   add("rms_norm", "q norm", [=](uint64_t s) { return rms_norm_case(T, lora, Values::kFinite, s); });
 
+  const SampleRow largest{.kind = SampleKind::kLargest}, any{.seed = 1, .kind = SampleKind::kDraw};
+  SampleRow cut = any;
+  cut.top_k = 50;
+  cut.top_p = 0.95f;
+  const auto sample = [&](const char* name, const SampleRow& row) {
+    const std::vector<SampleRow> how(static_cast<size_t>(std::min(T, kMostDecodeBatch)), row);
+    const SampleShape s{.V = m.vocab_size};
+    add("sample", name, [=](uint64_t seed) { return sample_case(s, how, seed); });
+  };
+  sample("greedy", largest);
+  sample("temperature", any);
+  sample("top-k 50, top-p 0.95", cut);
+
   const auto linear = [&](const char* name, int64_t N, int64_t K, WeightFormat format,
                           DType y = DType::kBF16) {
     const LinearShape l{.T = T, .N = N, .K = K, .format = format, .y_dtype = y};

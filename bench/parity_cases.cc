@@ -51,6 +51,53 @@ void add_residual(Set& set) {
   set.add("hc_head", "T=2 hc=4 D=4096 R=1", [=](uint64_t s) { return hc_head_case(flash, 1, s); });
 }
 
+// Every way to sample, in one batch: each draws with a seed and at a position of its own.
+std::vector<SampleRow> sample_rows(int64_t V, bool mixed) {
+  std::vector<SampleRow> rows;
+  const auto add = [&](float temperature, int64_t top_k, float top_p, float min_p) {
+    rows.push_back({.seed = 0x9E3779B97F4A7C15u * (rows.size() + 1),
+                    .position = static_cast<int64_t>(rows.size()) * 977,
+                    .kind = SampleKind::kDraw,
+                    .inverse_temperature = 1.0f / temperature,
+                    .top_k = static_cast<int32_t>(top_k),
+                    .top_p = top_p,
+                    .min_p = min_p});
+  };
+  for (const float temperature : {0.01f, 0.7f, 1.0f, 2.0f, 50.0f}) {
+    add(temperature, 0, 1, 0);
+    add(temperature, 50, 1, 0);
+    add(temperature, 0, 0.95f, 0);
+    if (mixed) continue;
+    add(temperature, 2, 1, 0);
+    add(temperature, V / 2 + 1, 1, 0);
+    add(temperature, V, 1, 0);
+    add(temperature, 0, 0.1f, 0);
+    add(temperature, 0, 0, 0);
+    add(temperature, 0, 0.9999999f, 0);
+    add(temperature, 0, 1, 0.05f);
+    add(temperature, 50, 0.8f, 0.01f);
+    add(temperature, V - 1, 0.3f, 1);
+  }
+  rows.push_back({.kind = SampleKind::kLargest});
+  rows.push_back({.kind = SampleKind::kNone});
+  return rows;
+}
+
+void add_sample(Set& set) {
+  const std::pair<Logits, const char*> kinds[] = {
+      {Logits::kNormal, "normal"}, {Logits::kEqual, "equal"},     {Logits::kTies, "ties"},
+      {Logits::kMasked, "masked"}, {Logits::kWide, "wide"}, {Logits::kUnsound, "unsound"},
+      {Logits::kNothing, "nothing"}};
+  for (const auto& [kind, name] : kinds) {
+    for (const int64_t V : {2, 33, 1000, 4099, 20001}) {
+      const SampleShape s{.V = V, .logits = kind};
+      const std::vector<SampleRow> rows = sample_rows(V, V > 4099);
+      set.add("sample", cat(name, " V=", V, " R=", rows.size()),
+              [=](uint64_t seed) { return sample_case(s, rows, seed); });
+    }
+  }
+}
+
 // More tokens than blocks take in one round, columns that end four past a part.
 void add_residual_many(Set& set) {
   for (const HcShape& h : {HcShape{.T = 53, .D = 7172}, HcShape{.T = 30, .hc = 2, .D = 7172}}) {
@@ -249,6 +296,7 @@ std::vector<CaseSpec> parity_cases() {
   add_attention(set);
   add_moe(set);
   add_residual_many(set);
+  add_sample(set);
   return std::move(set.specs);
 }
 
@@ -267,6 +315,11 @@ std::vector<CaseSpec> large_cases() {
     const MoeShape m{.T = 200, .D = 4096, .I = 384, .E = 3, .k = 2, .format = format};
     set.add("moe", cat(format_info(format).name, " T=200 D=4096 I=384 E=3 k=2"),
             [=](uint64_t s) { return moe_case(m, Values::kFinite, s); });
+  }
+  for (const Logits logits : {Logits::kNormal, Logits::kEqual, Logits::kWide}) {
+    const SampleShape s{.V = 129280, .logits = logits};
+    set.add("sample", cat("V=129280 logits ", static_cast<int>(logits)),
+            [=](uint64_t seed) { return sample_case(s, sample_rows(s.V, false), seed); });
   }
   const HcShape streams{.T = 700, .D = 4096};
   set.add("hc_post_pre_norm", "T=700 hc=4 D=4096", [=](uint64_t s) { return hc_post_pre_norm_case(streams, s); });

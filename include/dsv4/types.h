@@ -266,8 +266,8 @@ struct EngineStats {
 
   Histogram step_time;             // one step, all of it
   double schedule_seconds = 0;     // of it: queue, plan, cache bookkeeping
-  double forward_seconds = 0;      // the batch through the model, logits brought back
-  double sample_seconds = 0;       // draws, constraints
+  double forward_seconds = 0;      // the batch through the model, tokens or logits brought back
+  double sample_seconds = 0;       // draws on the host, constraints
   double sink_seconds = 0;         // inside the callbacks of sinks
   double retry_after_seconds = 0;  // estimate: until the queue has room
 

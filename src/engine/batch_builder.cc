@@ -12,6 +12,9 @@ int64_t align(int64_t n) {
   return (n + 63) / 64 * 64;
 }
 
+constexpr int64_t kSampleInts = sizeof(SampleRow) / sizeof(int32_t);
+static_assert(sizeof(SampleRow) % sizeof(int32_t) == 0);
+
 }  // namespace
 
 BatchBuilder::Layout::Layout(const BatchLimits& limits, int64_t span) {
@@ -22,7 +25,8 @@ BatchBuilder::Layout::Layout(const BatchLimits& limits, int64_t span) {
   seq_begin = row_seq + align(limits.max_rows);
   seq_slot = seq_begin + align(limits.max_sequences + 1);
   logit_rows = seq_slot + align(limits.max_sequences);
-  seq_pages = logit_rows + align(limits.max_logit_rows);
+  samples = logit_rows + align(limits.max_logit_rows);
+  seq_pages = samples + align(limits.max_logit_rows * kSampleInts);
   end = seq_pages + align(limits.max_sequences * max_pages);
 }
 
@@ -65,7 +69,7 @@ Status BatchBuilder::check(std::span<const SequenceRows> sequences) {
     }
     DSV4_TRY(check_tokens(seq.tokens, vocab_size_));
     rows += n;
-    logit_rows += seq.logits == LogitRows::kAll ? n : seq.logits == LogitRows::kLast ? 1 : 0;
+    logit_rows += seq.logit_rows();
   }
   if (rows == 0 || rows > limits_.max_rows || std::ssize(sequences) > limits_.max_sequences ||
       logit_rows > limits_.max_logit_rows) {
@@ -89,6 +93,7 @@ Result<ForwardBatch> BatchBuilder::build(std::span<const SequenceRows> sequences
   }
 
   int32_t* const host = host_.as<int32_t>();
+  SampleRow* const samples = reinterpret_cast<SampleRow*>(host + layout_.samples);
   int64_t row = 0, logit_rows = 0;
   const auto i32 = [](int64_t n) { return static_cast<int32_t>(n); };
   for (int64_t s = 0; s < std::ssize(sequences); ++s) {
@@ -107,7 +112,9 @@ Result<ForwardBatch> BatchBuilder::build(std::span<const SequenceRows> sequences
       host[layout_.row_seq + row + i] = i32(s);
       const bool wanted =
           seq.logits == LogitRows::kAll || (seq.logits == LogitRows::kLast && i == n - 1);
-      if (wanted) host[layout_.logit_rows + logit_rows++] = i32(row + i);
+      if (!wanted) continue;
+      samples[logit_rows] = seq.samples() ? seq.sample : SampleRow{};
+      host[layout_.logit_rows + logit_rows++] = i32(row + i);
     }
     row += n;
   }
@@ -132,6 +139,7 @@ Result<ForwardBatch> BatchBuilder::build(std::span<const SequenceRows> sequences
                 .seq_pages = d + layout_.seq_pages,
                 .max_pages = layout_.max_pages};
   batch.logit_rows = d + layout_.logit_rows;
+  batch.samples = reinterpret_cast<const SampleRow*>(d + layout_.samples);
   batch.R = logit_rows;
   return batch;
 }

@@ -10,6 +10,7 @@
 #include "cache/kv_cache.h"
 #include "dsv4/status.h"
 #include "model/forward.h"
+#include "ops/args/sample.h"
 #include "ops/backend.h"
 
 namespace dsv4 {
@@ -21,6 +22,13 @@ struct SequenceRows {
   SequenceCache* cache = nullptr;
   std::span<const int32_t> tokens;
   LogitRows logits = LogitRows::kLast;
+  // How the last row becomes a token, where `logits` is kLast.
+  SampleRow sample = {};
+
+  bool samples() const { return logits == LogitRows::kLast && sample.kind != SampleKind::kNone; }
+  int64_t logit_rows() const {
+    return logits == LogitRows::kAll ? std::ssize(tokens) : logits == LogitRows::kLast ? 1 : 0;
+  }
 };
 
 struct BatchLimits {
@@ -50,7 +58,7 @@ class BatchBuilder {
   // Where each array begins, in int32 units; the same for every batch.
   struct Layout {
     Layout(const BatchLimits& limits, int64_t span);
-    int64_t tokens, positions, row_seq, seq_begin, seq_slot, logit_rows, seq_pages, end;
+    int64_t tokens, positions, row_seq, seq_begin, seq_slot, logit_rows, samples, seq_pages, end;
     int64_t max_pages;
   };
 

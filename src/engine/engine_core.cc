@@ -206,9 +206,9 @@ void EngineCore::tell_token(Sequence& seq, const NextToken& next) {
   timed_sink([&] { seq.sink->on_token(seq.id, event); });
 }
 
-void EngineCore::advance(Sequence& seq, std::span<const int32_t> rows, const LogitsView& logits,
-                         int64_t first_row, int64_t logit_rows) {
-  if (const Status status = seq.cache.commit(std::ssize(rows)); !status.ok()) {
+void EngineCore::advance(Sequence& seq, const SequenceRows& rows, const StepResult& results,
+                         int64_t first_row) {
+  if (const Status status = seq.cache.commit(std::ssize(rows.tokens)); !status.ok()) {
     return fail(seq, status);
   }
   if (!seq.stops.empty() && seq.stops.front() <= seq.cache.length()) {
@@ -218,14 +218,18 @@ void EngineCore::advance(Sequence& seq, std::span<const int32_t> rows, const Log
   if (seq.usage.completion_tokens == 0) {
     timed_sink([&] { seq.sink->on_prefill(seq.id, seq.cache.length(), seq.prompt()); });
   }
-  if (seq.scores_prompt()) score_prompt(seq, logits, first_row, logit_rows);
+  const int64_t logit_rows = rows.logit_rows();
+  if (seq.scores_prompt()) score_prompt(seq, results, first_row, logit_rows);
   if (seq.ended || seq.pending() > 0) return;
   // The same prompt again has to run its last token, and the next turn often differs from there.
   if (seq.usage.completion_tokens == 0) leave_prefix(seq, seq.cache.length() - 1);
   if (seq.request.max_tokens == 0) return finish(seq, FinishReason::kMaxTokens);
 
   const Seconds begin = clock_();
-  auto next = next_token(seq, logits.row(first_row + logit_rows - 1), sampler_);
+  const int64_t last = first_row + logit_rows - 1;
+  auto next = results.has_token(last)
+                  ? next_token(seq, results.tokens[static_cast<size_t>(last)])
+                  : next_token(seq, results.row(last), sampler_);
   const Seconds end = clock_();
   sample_seconds_ += end - begin;
   if (!next.ok()) return fail(seq, next.status());
@@ -250,30 +254,28 @@ Result<StepReport> EngineCore::run_batch() {
         {.cache = &seq.cache,
          .tokens =
              std::span<const int32_t>(seq.tokens).subspan(first, static_cast<size_t>(rows[i])),
-         .logits = logits});
+         .logits = logits,
+         .sample = wanted_sample(seq)});
     members.push_back(&seq);
   }
   if (batch.empty()) return report;
 
   ++stats_.steps;
   const Seconds begin = clock_();
-  auto logits = runner_->run(batch);
+  auto results = runner_->run(batch);
   stats_.forward_seconds += clock_() - begin;
   int64_t row = 0;
   for (size_t i = 0; i < members.size(); ++i) {
     Sequence& seq = *members[i];
-    if (!logits.ok()) {
-      fail(seq, logits.status());
+    if (!results.ok()) {
+      fail(seq, results.status());
       continue;
     }
     seq.last_run = stats_.steps;
     const std::ptrdiff_t n = std::ssize(batch[i].tokens);
     (seq.decodes() ? report.decode_rows : report.prefill_rows) += n;
-    const int64_t logit_rows = batch[i].logits == LogitRows::kAll    ? n
-                               : batch[i].logits == LogitRows::kLast ? 1
-                                                                     : 0;
-    advance(seq, batch[i].tokens, *logits, row, logit_rows);
-    row += logit_rows;
+    advance(seq, batch[i], *results, row);
+    row += batch[i].logit_rows();
   }
   std::erase_if(running_, [](const auto& seq) { return seq->ended; });
   return report;

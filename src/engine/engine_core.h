@@ -89,9 +89,9 @@ class EngineCore {
 
   std::vector<int64_t> plan_step();
   Result<StepReport> run_batch();
-  // The rows of one sequence have run; `logits` are those it asked for.
-  void advance(Sequence& seq, std::span<const int32_t> rows, const LogitsView& logits,
-               int64_t first_row, int64_t logit_rows);
+  // The rows of one sequence have run; `results` holds what it asked for, from `first_row` on.
+  void advance(Sequence& seq, const SequenceRows& rows, const StepResult& results,
+               int64_t first_row);
   void score_prompt(Sequence& seq, const LogitsView& logits, int64_t first_row, int64_t rows);
   void tell_token(Sequence& seq, const NextToken& next);
   void finish(Sequence& seq, FinishReason reason);

@@ -43,6 +43,18 @@ const int32_t* due_token(Sequence& seq) {
   return nullptr;
 }
 
+void append(Sequence& seq, const NextToken& next) {
+  const int32_t token = next.sampled.token;
+  if (next.forced) ++seq.forced_done;
+  if (seq.request.constraint) seq.request.constraint->accept(token);
+  ++seq.usage.completion_tokens;
+  seq.tokens.push_back(token);
+  const SamplingParams& p = seq.request.sampling;
+  if (p.repetition_penalty != 1 || p.frequency_penalty != 0 || p.presence_penalty != 0) {
+    seq.history.add_generated(token);
+  }
+}
+
 }  // namespace
 
 Status check_request(const Request& r, int64_t vocab_size) {
@@ -69,6 +81,12 @@ Status check_request(const Request& r, int64_t vocab_size) {
   return {};
 }
 
+SampleRow wanted_sample(const Sequence& seq) {
+  const SamplingParams& p = seq.request.sampling;
+  if (needs_logits(p) || seq.request.constraint) return {};
+  return sample_row(p, seq.seed, std::ssize(seq.tokens));
+}
+
 Result<NextToken> next_token(Sequence& seq, std::span<const float> logits, Sampler& sampler) {
   const std::ptrdiff_t position = std::ssize(seq.tokens);
   TokenConstraint* const constraint = seq.request.constraint.get();
@@ -76,20 +94,19 @@ Result<NextToken> next_token(Sequence& seq, std::span<const float> logits, Sampl
   if (const int32_t* const due = due_token(seq)) {
     next.forced = true;
     DSV4_ASSIGN(next.sampled, sampler.score(logits, *due, seq.request.sampling.logprobs, position));
-    ++seq.forced_done;
   } else {
     const auto mask = constraint ? constraint->allowed() : std::span<const uint64_t>();
     DSV4_ASSIGN(next.sampled, sampler.sample(logits, seq.request.sampling, seq.history, seq.seed,
                                              position, mask));
   }
-  const int32_t token = next.sampled.token;
-  if (constraint) constraint->accept(token);
-  ++seq.usage.completion_tokens;
-  seq.tokens.push_back(token);
-  const SamplingParams& p = seq.request.sampling;
-  if (p.repetition_penalty != 1 || p.frequency_penalty != 0 || p.presence_penalty != 0) {
-    seq.history.add_generated(token);
-  }
+  append(seq, next);
+  return next;
+}
+
+Result<NextToken> next_token(Sequence& seq, int32_t sampled) {
+  const int32_t* const due = due_token(seq);
+  NextToken next{.sampled = {.token = due ? *due : sampled}, .forced = due != nullptr};
+  append(seq, next);
   return next;
 }
 

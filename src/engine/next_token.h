@@ -17,13 +17,19 @@ namespace dsv4 {
 // names the field.
 Status check_request(const Request& request, int64_t vocab_size);
 
-// `logits` [V] of the last row of seq.tokens. Appends the token to the sequence and tells the
-// constraint; `forced` says where it came from.
+// How the step is to sample the token behind seq.tokens; of kind kNone where the host has to have the
+// logits: for penalties, a constraint or log probabilities.
+SampleRow wanted_sample(const Sequence& seq);
+
+// Appends the next token to the sequence and tells the constraint; `forced` says where it came from.
 struct NextToken {
   SampledToken sampled;
   bool forced = false;
 };
+// From `logits` [V] of the last row of seq.tokens.
 Result<NextToken> next_token(Sequence& seq, std::span<const float> logits, Sampler& sampler);
+// From what the step sampled there.
+Result<NextToken> next_token(Sequence& seq, int32_t sampled);
 
 // After next_token: why the answer is over, if it is.
 std::optional<FinishReason> end_reason(const Sequence& seq, int32_t eos_token);

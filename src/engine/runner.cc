@@ -1,5 +1,6 @@
 #include "engine/runner.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/str.h"
@@ -8,7 +9,7 @@ namespace dsv4 {
 
 Runner::Runner(const Model& model, KvCache& cache, Backend& backend, const OpTable& ops,
                std::unique_ptr<Stream> stream, BatchBuilder builder, Activations activations,
-               Buffer logits)
+               Buffer logits, Buffer tokens)
     : model_(model),
       cache_(cache),
       backend_(backend),
@@ -17,7 +18,8 @@ Runner::Runner(const Model& model, KvCache& cache, Backend& backend, const OpTab
       activations_(std::move(activations)),
       workspace_(backend),
       context_{backend, ops, *stream_, workspace_},
-      logits_(std::move(logits)) {}
+      logits_(std::move(logits)),
+      tokens_(std::move(tokens)) {}
 
 Result<std::unique_ptr<Runner>> Runner::make(const Model& model, KvCache& cache,
                                              const BatchLimits& limits, Backend& backend,
@@ -37,34 +39,80 @@ Result<std::unique_ptr<Runner>> Runner::make(const Model& model, KvCache& cache,
   DSV4_ASSIGN(Buffer logits,
               backend.allocate_staging(
                   static_cast<size_t>(limits.max_logit_rows * model.config.vocab_size) * sizeof(float)));
+  DSV4_ASSIGN(Buffer tokens,
+              backend.allocate_staging(static_cast<size_t>(limits.max_logit_rows) * sizeof(int32_t)));
   return std::unique_ptr<Runner>(new Runner(model, cache, backend, ops, std::move(stream), std::move(builder),
-                                            std::move(activations), std::move(logits)));
+                                            std::move(activations), std::move(logits), std::move(tokens)));
 }
 
 Result<ForwardBatch> Runner::prepare(std::span<const SequenceRows> sequences) {
   return builder_.build(sequences, backend_, *stream_);
 }
 
-Result<LogitsView> Runner::read_logits(int64_t rows) {
+Status Runner::download_logits(int64_t first, int64_t rows) {
   const int64_t vocab = model_.config.vocab_size;
-  if (rows > 0) {
-    DSV4_TRY(backend_.download(*stream_, logits_.data(), activations_.logits,
-                               static_cast<size_t>(rows * vocab) * sizeof(float)));
-  }
-  wait_began_ = Clock::now();
-  DSV4_TRY(backend_.synchronize(*stream_));
-  return LogitsView{.data = logits_.as<float>(), .rows = rows, .vocab = vocab};
+  return backend_.download(*stream_, logits_.as<float>() + first * vocab, activations_.logits + first * vocab,
+                           static_cast<size_t>(rows * vocab) * sizeof(float));
 }
 
-Result<LogitsView> Runner::run(std::span<const SequenceRows> sequences, bool* launched) {
+Status Runner::wait() {
+  wait_began_ = Clock::now();
+  return backend_.synchronize(*stream_);
+}
+
+Result<LogitsView> Runner::read_logits(int64_t rows) {
+  if (rows > 0) DSV4_TRY(download_logits(0, rows));
+  DSV4_TRY(wait());
+  return LogitsView{.data = logits_.as<float>(), .rows = rows, .vocab = model_.config.vocab_size};
+}
+
+Status Runner::download_results(std::span<const SequenceRows> sequences) {
+  int64_t first = 0, row = 0;  // rows first .. row - 1 are neighbours and wait to be downloaded
+  bool samples = false;
+  const auto download = [&](int64_t next) -> Status {
+    if (row > first) DSV4_TRY(download_logits(first, row - first));
+    first = row = next;
+    return {};
+  };
+  for (const SequenceRows& seq : sequences) {
+    if (seq.samples()) {
+      samples = true;
+      DSV4_TRY(download(row + 1));
+    } else {
+      row += seq.logit_rows();
+    }
+  }
+  const int64_t rows = row;
+  DSV4_TRY(download(rows));
+  if (!samples) {
+    std::fill_n(tokens_.as<int32_t>(), rows, kNoToken);
+    return {};
+  }
+  return backend_.download(*stream_, tokens_.data(), activations_.tokens, static_cast<size_t>(rows) * sizeof(int32_t));
+}
+
+Result<StepResult> Runner::run(std::span<const SequenceRows> sequences, bool* launched) {
   if (launched) *launched = false;
   const Clock::time_point began = Clock::now();
   DSV4_ASSIGN(const ForwardBatch batch, prepare(sequences));
   if (launched) *launched = true;
   DSV4_TRY(forward_batch(batch));
-  DSV4_ASSIGN(const LogitsView logits, read_logits(batch.R));
+  DSV4_TRY(download_results(sequences));
+  DSV4_TRY(wait());
   host_seconds_ = std::chrono::duration<double>(wait_began_ - began).count();
-  return logits;
+
+  StepResult result{{.data = logits_.as<float>(), .rows = batch.R, .vocab = model_.config.vocab_size},
+                    {tokens_.as<int32_t>(), static_cast<size_t>(batch.R)}};
+  int64_t row = 0;
+  for (const SequenceRows& seq : sequences) {
+    // The logits of a row without a token say what is wrong with it.
+    if (seq.samples() && !result.has_token(row)) {
+      DSV4_TRY(download_logits(row, 1));
+      DSV4_TRY(backend_.synchronize(*stream_));
+    }
+    row += seq.logit_rows();
+  }
+  return result;
 }
 
 // Everything that differs between two steps of one shape lies in the batch's arrays, whose place is

@@ -1,4 +1,4 @@
-// Runner: runs batches of rows through the model and brings logits back. Owns everything a step
+// Runner: runs batches of rows through the model and brings tokens and logits back. Owns everything a step
 // writes besides the cache; after the first step of each shape it allocates nothing.
 #pragma once
 
@@ -29,15 +29,23 @@ struct LogitsView {
   }
 };
 
+// What a step gives: of every row that was to be sampled its token, of the others that asked for logits
+// these. A row whose logits are no numbers has no token but its logits, which tell why.
+struct StepResult : LogitsView {
+  std::span<const int32_t> tokens;  // [rows]; kNoToken: row(i) holds its logits
+
+  bool has_token(int64_t i) const { return tokens[static_cast<size_t>(i)] != kNoToken; }
+};
+
 // What the engine needs of it; tests of the engine's decisions bring a cheaper one.
 class StepRunner {
  public:
   virtual ~StepRunner() = default;
-  // One forward pass over all sequences; logits in the order of `sequences` and of their rows. The
+  // One forward pass over all sequences; results in the order of `sequences` and of their rows. The
   // caller commits every sequence (or as many of its rows as it accepts). On an error from before
   // the launch no sequence has changed; on one of the launch the sequences' rows are reserved but
   // not sound, so they have to be cleared. `launched`, where given, tells the two apart.
-  virtual Result<LogitsView> run(std::span<const SequenceRows> sequences,
+  virtual Result<StepResult> run(std::span<const SequenceRows> sequences,
                                  bool* launched = nullptr) = 0;
   virtual size_t workspace_bytes() const { return 0; }
   virtual int64_t workspace_growths() const { return 0; }
@@ -55,7 +63,7 @@ class Runner : public StepRunner {
     return BatchBuilder::device_bytes(limits, span);
   }
 
-  Result<LogitsView> run(std::span<const SequenceRows> sequences,
+  Result<StepResult> run(std::span<const SequenceRows> sequences,
                          bool* launched = nullptr) override;
   size_t workspace_bytes() const override { return workspace_.bytes(); }
   int64_t workspace_growths() const override { return workspace_.growths(); }
@@ -85,7 +93,11 @@ class Runner : public StepRunner {
  private:
   Runner(const Model& model, KvCache& cache, Backend& backend, const OpTable& ops,
          std::unique_ptr<Stream> stream, BatchBuilder builder, Activations activations,
-         Buffer logits);
+         Buffer logits, Buffer tokens);
+  // Logit rows that were not sampled, and the tokens of those that were.
+  Status download_results(std::span<const SequenceRows> sequences);
+  Status download_logits(int64_t first, int64_t rows);
+  Status wait();
   Status forward_batch(const ForwardBatch& batch);
 
   using Clock = std::chrono::steady_clock;
@@ -99,6 +111,7 @@ class Runner : public StepRunner {
   Workspace workspace_;
   OpContext context_;
   Buffer logits_;  // [max_logit_rows, vocab] on the host
+  Buffer tokens_;  // [max_logit_rows] on the host
   // By rows of a decode step; a shape that ran once has an entry without a graph.
   std::map<int64_t, std::unique_ptr<Graph>> recorded_;
   bool replay_ = true;

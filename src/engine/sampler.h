@@ -9,11 +9,18 @@
 
 #include "dsv4/status.h"
 #include "dsv4/types.h"
+#include "ops/args/sample.h"
 
 namespace dsv4 {
 
 // Rejects what has no meaning, naming field and value.
 Status validate_sampling(const SamplingParams& params, int64_t vocab_size);
+
+// Steps 4 to 8 of the order at SamplingParams, as the op `sample` takes them. `params` must have
+// passed validate_sampling.
+SampleRow sample_row(const SamplingParams& params, uint64_t seed, int64_t position);
+// Whether that is not all there is to do: penalties, bias or log probabilities are asked for.
+bool needs_logits(const SamplingParams& params);
 
 // What the penalties look at.
 class TokenHistory {
@@ -57,18 +64,10 @@ class Sampler {
 
   void add_logprobs(std::span<const float> logits, float largest, int32_t logprobs,
                     SampledToken& out);
-  // `largest` of `logits`, which penalties, bias and mask have changed.
-  int32_t draw(std::span<const float> logits, float largest, const SamplingParams& params,
-               uint64_t seed, int64_t position);
-  int32_t draw_of_all(std::span<const float> logits, float largest, float temperature,
-                      double uniform);
-  // Makes candidates_ what survives top-k, top-p and min-p, by id.
-  void truncate(std::span<const float> logits, float largest, const SamplingParams& params);
-
   // Kept between calls so that a step allocates nothing.
   std::vector<float> adjusted_;
   std::vector<Candidate> candidates_;
-  std::vector<double> weights_;
+  std::vector<uint64_t> scratch_;
 };
 
 }  // namespace dsv4

@@ -45,6 +45,7 @@ void for_each_array(Activations& a, const ModelConfig& c, const ModelPlan& plan,
   f(a.expert_weights, T * c.num_experts_per_tok);
   f(a.head_x, R * D);
   f(a.logits, R * c.vocab_size);
+  f(a.tokens, R);
 }
 
 size_t padded(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }

@@ -44,6 +44,7 @@ struct Activations {
 
   bf16* head_x = nullptr;   // [R, D]
   float* logits = nullptr;  // [R, V]
+  int32_t* tokens = nullptr;  // [R]
 
   Buffer arena;
 };

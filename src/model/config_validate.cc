@@ -5,6 +5,7 @@
 #include "base/str.h"
 #include "formats/quantise.h"
 #include "model/config.h"
+#include "ops/args/sample.h"
 
 namespace dsv4 {
 namespace {
@@ -16,7 +17,7 @@ struct Range {
   int64_t min, max;
 };
 constexpr Range kRanges[] = {
-    {"vocab_size", &ModelConfig::vocab_size, 1, 1 << 24},
+    {"vocab_size", &ModelConfig::vocab_size, 1, kMaxSampleVocab},
     {"hidden_size", &ModelConfig::hidden_size, 1, 1 << 18},
     {"num_hidden_layers", &ModelConfig::num_hidden_layers, 1, 4096},
     {"num_hash_layers", &ModelConfig::num_hash_layers, 0, 4096},

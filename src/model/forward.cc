@@ -78,8 +78,10 @@ Status run_head(const Model& model, const HeadWeights& head, const bf16* streams
                                  .R = batch.R,
                                  .hc = config.hc_mult,
                                  .D = config.hidden_size}));
-  return ctx.ops.linear(ctx, {.x = act.head_x, .w = model.weights.lm_head.view(), .y = act.logits,
-                              .y_dtype = DType::kF32, .T = batch.R});
+  DSV4_TRY(ctx.ops.linear(ctx, {.x = act.head_x, .w = model.weights.lm_head.view(), .y = act.logits,
+                                .y_dtype = DType::kF32, .T = batch.R}));
+  return ctx.ops.sample(ctx, {.logits = act.logits, .rows = batch.samples, .tokens = act.tokens,
+                              .R = batch.R, .V = config.vocab_size});
 }
 
 Status forward(const Model& model, Activations& act, const ForwardBatch& batch,

@@ -27,6 +27,7 @@ struct Model {
 struct ForwardBatch {
   BatchView view;
   const int32_t* logit_rows = nullptr;  // [R] rows that need logits
+  const SampleRow* samples = nullptr;   // [R] which of them become tokens, and how
   int64_t R = 0;
 };
 
@@ -34,7 +35,7 @@ struct ForwardBatch {
 CacheSpec make_cache_spec(const ModelConfig& config, const ModelPlan& plan);
 
 // embed -> layers -> head. Leaves act.streams = the residual streams after the last layer (the MTP
-// block's input) and act.logits [R, V].
+// block's input), act.logits [R, V] and act.tokens [R].
 Status forward(const Model& model, Activations& act, const ForwardBatch& batch,
                std::span<const LayerCacheView> cache, OpContext& ctx);
 
@@ -43,13 +44,14 @@ Status run_layer(const Model& model, const LayerWeights& weights, const LayerPla
                  bf16* streams, Activations& act, const ForwardBatch& batch,
                  const LayerCacheView& cache, OpContext& ctx);
 
-// hc_head, norm and lm_head of the rows batch.logit_rows of `streams` into act.logits [R, V].
+// hc_head, norm and lm_head of the rows batch.logit_rows of `streams` into act.logits [R, V], and the
+// tokens that batch.samples asks for into act.tokens [R].
 Status run_head(const Model& model, const HeadWeights& head, const bf16* streams, Activations& act,
                 const ForwardBatch& batch, OpContext& ctx);
 
 // MTP block `block`: batch.view.tokens holds the token at p+1 for the row at position p, `streams` the
 // main model's streams before hc_head (may be act.streams). Leaves logits for token p+2 in
-// act.logits [R, V] and the block's streams in act.mtp_streams.
+// act.logits [R, V], act.tokens [R] and the block's streams in act.mtp_streams.
 Status forward_mtp(const Model& model, int64_t block, const bf16* streams, Activations& act,
                    const ForwardBatch& batch, const LayerCacheView& cache, OpContext& ctx);
 

@@ -2,6 +2,7 @@
 
 #include "base/str.h"
 #include "formats/kv_row.h"
+#include "ops/args/sample.h"
 
 namespace dsv4 {
 
@@ -18,6 +19,11 @@ Status check_dtype(std::string_view op, std::string_view what, DType found,
     names += cat(names.empty() ? "" : " or ", dtype_name(t));
   }
   return Status(Code::kInternal, cat(op, ": ", what, ": expected ", names, ", found ", dtype_name(found)));
+}
+
+Status check_sample_vocab(int64_t V) {
+  if (V >= 1 && V <= kMaxSampleVocab) return {};
+  return Status(Code::kUnsupported, cat("sample: V: expected 1..", kMaxSampleVocab, " logits in a row, found ", V));
 }
 
 Status check_kv_format(std::string_view op, KvFormat found, KvFormat expected) {

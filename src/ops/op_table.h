@@ -12,6 +12,7 @@
 #include "ops/args/linear.h"
 #include "ops/args/moe.h"
 #include "ops/args/residual.h"
+#include "ops/args/sample.h"
 
 namespace dsv4 {
 
@@ -47,7 +48,8 @@ struct Op {
   X(ring_insert, RingInsertArgs, leaf)      \
   X(attend, AttendArgs, fused)              \
   X(router, RouterArgs, leaf)               \
-  X(moe, MoeArgs, leaf)
+  X(moe, MoeArgs, leaf)                     \
+  X(sample, SampleArgs, leaf)
 
 struct OpTable {
 #define DSV4_DECLARE_OP(name, Args, kind) Op<Args> name;

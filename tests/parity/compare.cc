@@ -182,6 +182,7 @@ std::string judge(const OpCase& c, const std::vector<HostArray>& reference,
   std::string message = compare(c, reference, found, magnitude, sums);
   if (message.empty() && c.op == "router") message = check_router(c, found);
   if (message.empty() && c.op == "index_select") message = check_selection(c, found);
+  if (message.empty() && c.op == "sample") message = check_tokens(reference, found);
   return message;
 }
 

@@ -60,6 +60,8 @@ std::string compare(const OpCase& c, const std::vector<HostArray>& reference,
 // that a difference is accepted only between candidates whose scores are as good as equal.
 std::string check_router(const OpCase& c, const std::vector<HostArray>& found);
 std::string check_selection(const OpCase& c, const std::vector<HostArray>& found);
+// Sampling is exact.
+std::string check_tokens(const std::vector<HostArray>& reference, const std::vector<HostArray>& found);
 
 // Every check there is for this op.
 std::string judge(const OpCase& c, const std::vector<HostArray>& reference,

@@ -155,4 +155,15 @@ std::string check_selection(const OpCase& c, const std::vector<HostArray>& found
   return "";
 }
 
+std::string check_tokens(const std::vector<HostArray>& reference, const std::vector<HostArray>& found) {
+  const HostArray &expected = array(reference, "tokens"), &tokens = array(found, "tokens");
+  for (int64_t r = 0; r < tokens.shape[0]; ++r) {
+    if (expected.as<int32_t>()[r] != tokens.as<int32_t>()[r]) {
+      return cat("sample.tokens [", r, "]: expected ", expected.as<int32_t>()[r], ", found ",
+                 tokens.as<int32_t>()[r]);
+    }
+  }
+  return "";
+}
+
 }  // namespace dsv4::parity

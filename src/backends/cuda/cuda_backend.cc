@@ -52,6 +52,7 @@ OpTable make_table() {
   t.attend = {attend, kName};
   t.router = {router, kName};
   t.moe = {moe, kName};
+  t.sample = {sample, kName};
   return t;
 }
 

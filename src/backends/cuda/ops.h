@@ -29,4 +29,6 @@ Status attend(OpContext& ctx, const AttendArgs& a);
 Status router(OpContext& ctx, const RouterArgs& a);
 Status moe(OpContext& ctx, const MoeArgs& a);
 
+Status sample(OpContext& ctx, const SampleArgs& a);
+
 }  // namespace dsv4::cuda

@@ -25,4 +25,6 @@ Status ring_insert(OpContext& ctx, const RingInsertArgs& a);
 Status router(OpContext& ctx, const RouterArgs& a);
 Status moe(OpContext& ctx, const MoeArgs& a);
 
+Status sample(OpContext& ctx, const SampleArgs& a);
+
 }  // namespace dsv4::reference

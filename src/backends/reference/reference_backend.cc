@@ -45,6 +45,7 @@ OpTable make_table() {
   t.ring_insert = {ring_insert, kName};
   t.router = {router, kName};
   t.moe = {moe, kName};
+  t.sample = {sample, kName};
   return t;
 }
 

@@ -4,11 +4,15 @@
 // memory was mixed up, lost or overwritten answers differently than alone.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "cache/kv_cache.h"
 #include "engine/runner.h"
+#include "ops/sampling.h"
 
 namespace dsv4::testing {
 
@@ -32,10 +36,11 @@ class FakeRunner : public StepRunner {
   FakeRunner(const CacheSpec& spec, KvCache& cache, BatchLimits limits)
       : spec_(spec), cache_(cache), limits_(limits) {}
 
-  Result<LogitsView> run(std::span<const SequenceRows> sequences, bool* launched) override {
+  Result<StepResult> run(std::span<const SequenceRows> sequences, bool* launched) override {
     if (launched) *launched = true;
     int64_t rows = 0, logit_rows = 0;
     logits_.clear();
+    tokens_.clear();
     for (const SequenceRows& s : sequences) {
       DSV4_TRY(s.cache->reserve(std::ssize(s.tokens)));
       rows += std::ssize(s.tokens);
@@ -51,6 +56,7 @@ class FakeRunner : public StepRunner {
         for (uint64_t v = 0; v < kVocab; ++v) {
           logits_.push_back(static_cast<float>(mix(seen, v) % 4096) / 1024.0f);
         }
+        tokens_.push_back(s.samples() ? sample_last(s.sample) : kNoToken);
       }
     }
     most_rows = std::max(most_rows, rows);
@@ -58,7 +64,7 @@ class FakeRunner : public StepRunner {
                     logit_rows <= limits_.max_logit_rows &&
                     std::ssize(sequences) <= limits_.max_sequences;
     on_run(rows);
-    return LogitsView{.data = logits_.data(), .rows = logit_rows, .vocab = kVocab};
+    return StepResult{{.data = logits_.data(), .rows = logit_rows, .vocab = kVocab}, tokens_};
   }
 
   std::function<void(int64_t rows)> on_run = [](int64_t) {};
@@ -66,6 +72,14 @@ class FakeRunner : public StepRunner {
   bool within_limits = true;
 
  private:
+  // Whoever gets a token has no use for the logits, and does not get them.
+  int32_t sample_last(const SampleRow& row) {
+    const std::span<float> logits = std::span(logits_).last(kVocab);
+    std::array<uint64_t, kVocab> scratch;
+    const int32_t token = sample_token(logits, scan_logits(logits).largest, row, scratch);
+    std::fill(logits.begin(), logits.end(), std::numeric_limits<float>::quiet_NaN());
+    return token;
+  }
   static uint64_t mix(uint64_t a, uint64_t b) {
     uint64_t x = a * 0x9E3779B97F4A7C15u + b + 0x632BE59BD9B4E019u;
     x ^= x >> 32;
@@ -132,6 +146,7 @@ class FakeRunner : public StepRunner {
   KvCache& cache_;
   const BatchLimits limits_;
   std::vector<float> logits_;
+  std::vector<int32_t> tokens_;
 };
 
 }  // namespace dsv4::testing

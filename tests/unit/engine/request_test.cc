@@ -129,6 +129,32 @@ TEST(Request, ForcedTokensComeWhenTheirBudgetIsSpent) {
             std::vector<int32_t>(o.tokens.begin() + 7, o.tokens.end()));
 }
 
+// The step samples where nobody looks at the logits, the host where somebody does.
+TEST(Request, LogprobsChangeNoToken) {
+  auto engine = load();
+  SamplingParams hot, narrow, thin, cold;
+  hot.temperature = 1.5f;
+  narrow.top_k = 20;
+  narrow.top_p = 0.9f;
+  thin.min_p = 0.1f;
+  cold.temperature = 0;
+  for (const SamplingParams& sampling : {hot, narrow, thin, cold}) {
+    Request r = request(some_tokens(20, kVocab, 1), 12);
+    r.sampling = sampling;
+    r.sampling.seed = 5;
+    r.forced = {{.after = 3, .tokens = {9, 8}, .unless = {}}};
+    const Outcome plain = alone(*engine, r);
+    r.sampling.logprobs = 2;
+    const Outcome told = alone(*engine, r);
+    EXPECT_EQ(plain.tokens, told.tokens);
+    ASSERT_EQ(plain.tokens.size(), 12u);
+    EXPECT_EQ(plain.tokens[3], 9);
+    EXPECT_EQ(plain.tokens[4], 8);
+    EXPECT_TRUE(plain.logprobs.empty());
+    EXPECT_EQ(told.logprobs.size(), 12u);
+  }
+}
+
 TEST(Request, ForcedTokensAreDroppedWhenTheirWorkIsDone) {
   auto engine = load();
   Request r = request(some_tokens(20, kVocab, 1), 8);

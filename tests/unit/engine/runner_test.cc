@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "unit/engine/tiny_model.h"
@@ -230,6 +231,62 @@ TEST_F(RunnerTest, RowsWithoutLogitsAreComputedAllTheSame) {
   Rows got;
   append(got, *one, 0, 1);
   expect_same(got, {want.back()}, "last row");
+}
+
+TEST_F(RunnerTest, WhatIsSampledComesAsTokensAndTheRestAsLogits) {
+  SequenceCache whole = open(), a = open(), b = open(), c = open(), d = open();
+  const Rows want = feed(whole, std::span(tokens_).first(40), 40);
+  const auto best = [](const std::vector<float>& row) {
+    return static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
+  };
+  const SampleRow largest{.kind = SampleKind::kLargest};
+  const std::span<const int32_t> text(tokens_);
+  const std::vector<SequenceRows> step = {
+      {&a, text.first(10), LogitRows::kLast, largest},
+      {&b, text.first(7), LogitRows::kAll, largest},  // all are wanted: none is sampled
+      {&c, text.first(40), LogitRows::kLast, largest},
+      {&d, text.first(20), LogitRows::kLast}};
+  const auto result = runner_->run(step);
+  ASSERT_TRUE(result.ok()) << result.status().message();
+  ASSERT_EQ(result->rows, 10);
+  EXPECT_EQ(result->tokens[0], best(want[9]));
+  EXPECT_EQ(result->tokens[8], best(want[39]));
+  Rows got;
+  append(got, *result, 1, 7);
+  append(got, *result, 9, 1);
+  for (const int64_t row : {1, 2, 3, 4, 5, 6, 7, 9}) EXPECT_FALSE(result->has_token(row)) << row;
+  expect_same(got, {want[0], want[1], want[2], want[3], want[4], want[5], want[6], want[19]},
+              "logits");
+}
+
+Status sample_but_the_second(OpContext& ctx, const SampleArgs& a) {
+  DSV4_TRY(ctx.backend.ops().sample(ctx, a));
+  if (a.R > 1) a.tokens[1] = kNoToken;
+  return {};
+}
+
+// As where its logits are no numbers: these tell which one and what it is.
+TEST_F(RunnerTest, ARowThatCannotBeSampledBringsItsLogits) {
+  OpTable ops = loaded_.backend->ops();
+  ops.sample = {sample_but_the_second, "test"};
+  auto made = Runner::make(
+      *loaded_.model, *cache_,
+      {.max_rows = 64, .max_sequences = 5, .max_logit_rows = 5, .context = kContext},
+      *loaded_.backend, ops);
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  SequenceCache whole = open(), a = open(), b = open();
+  const Rows want = feed(whole, std::span(tokens_).first(12), 12);
+  const SampleRow largest{.kind = SampleKind::kLargest};
+  const std::span<const int32_t> text(tokens_);
+  const std::vector<SequenceRows> step = {{&a, text.first(9), LogitRows::kLast, largest},
+                                          {&b, text.first(12), LogitRows::kLast, largest}};
+  const auto result = (*made)->run(step);
+  ASSERT_TRUE(result.ok()) << result.status().message();
+  EXPECT_TRUE(result->has_token(0));
+  EXPECT_FALSE(result->has_token(1));
+  Rows got;
+  append(got, *result, 1, 1);
+  expect_same(got, {want[11]}, "logits of the row without a token");
 }
 
 TEST_F(RunnerTest, BadBatchesAreRefusedBeforeAnythingChanges) {

@@ -2,13 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
 #include <map>
 #include <set>
 
-#include "engine/philox.h"
+#include "ops/philox.h"
+#include "ops/sampling.h"
 
 namespace dsv4 {
 namespace {
@@ -139,6 +141,77 @@ TEST(Sampler, TopPSelectsTheSameOfAWideDistributionAsAFullSort) {
   std::set<int32_t> seen = support(logits, {.top_p = 0.6f});
   for (const int32_t id : seen) EXPECT_TRUE(allowed.count(id)) << id;
   EXPECT_GT(seen.size(), 500u);
+}
+
+// Steps 5 to 8 by their words: all that can be drawn in order, what is cut cut off.
+int32_t draw_by_sorting(const std::vector<float>& logits, const SamplingParams& p, uint64_t seed,
+                        int64_t position) {
+  struct Token {
+    float logit, relative;
+    int32_t id;
+    uint64_t weight() const { return sample_weight(relative); }
+  };
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  std::vector<Token> tokens;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const float relative = relative_weight(logits[i], largest, 1.0f / p.temperature);
+    tokens.push_back({logits[i], relative, static_cast<int32_t>(i)});
+  }
+  std::stable_sort(tokens.begin(), tokens.end(),
+                   [](const Token& a, const Token& b) { return a.logit > b.logit; });
+  if (p.top_k > 0) tokens.resize(std::min(tokens.size(), static_cast<size_t>(p.top_k)));
+  const auto total = [&] {
+    uint64_t sum = 0;
+    for (const Token& t : tokens) sum += t.weight();
+    return sum;
+  };
+  if (p.top_p < 1) {
+    const double target = std::ceil(static_cast<double>(total()) * static_cast<double>(p.top_p));
+    size_t n = 0;
+    for (uint64_t sum = 0; n == 0 || static_cast<double>(sum) < target; ++n)
+      sum += tokens[n].weight();
+    tokens.resize(n);
+  }
+  std::erase_if(tokens, [&](const Token& t) { return t.relative < p.min_p; });
+  std::sort(tokens.begin(), tokens.end(),
+            [](const Token& a, const Token& b) { return a.id < b.id; });
+  uint64_t target = sample_target(seed, position, total());
+  for (const Token& t : tokens) {
+    if (target < t.weight()) return t.id;
+    target -= t.weight();
+  }
+  return -1;
+}
+
+TEST(Sampler, EveryCutAgreesWithAFullSort) {
+  std::vector<float> wide, ties, equal(700, 1.5f);
+  for (uint32_t i = 0; i < 5000; ++i) {
+    const auto r = philox4x32({i, 0, 0, 0}, {7, 7});
+    wide.push_back(static_cast<float>(r[0] % 60000) * 0.0005f - 15.0f);
+    ties.push_back(static_cast<float>(r[1] % 9));
+  }
+  wide[17] = -kInf;
+  int64_t position = 0;
+  for (const auto* logits : {&wide, &ties, &equal}) {
+    for (const float temperature : {0.01f, 0.3f, 1.0f, 2.0f, 100.0f}) {
+      for (const int32_t top_k : {0, 2, 50, 699, 5000}) {
+        for (const float top_p : {0.0f, 0.1f, 0.95f, 0.9999999f, 1.0f}) {
+          for (const float min_p : {0.0f, 0.02f, 1.0f}) {
+            const SamplingParams p{
+                .temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p};
+            ++position;
+            ASSERT_EQ(pick(*logits, p, 11, position), draw_by_sorting(*logits, p, 11, position))
+                << temperature << " " << top_k << " " << top_p << " " << min_p;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Sampler, ATemperatureAsGoodAsZeroIsZero) {
+  EXPECT_EQ(pick({1, 3, 2}, {.temperature = 1e-40f}), 1);
+  EXPECT_EQ(pick({1, 3, 2}, {.temperature = 1e-30f}), 1);
 }
 
 TEST(Sampler, PenaltiesFollowTheirDefinitions) {

@@ -5,10 +5,12 @@
 #include <array>
 #include <cstdint>
 
+#include "formats/host_device.h"
+
 namespace dsv4 {
 
-inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> ctr,
-                                          std::array<uint32_t, 2> key) {
+DSV4_HD inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> ctr,
+                                                  std::array<uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{0xD2511F53} * ctr[0];
     const uint64_t p1 = uint64_t{0xCD9E8D57} * ctr[2];
@@ -20,13 +22,12 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> ctr,
   return ctr;
 }
 
-// Uniform in [0, 1), 53 bits.
-inline double uniform_at(uint64_t seed, uint64_t counter) {
+// 64 random bits of the draw for `counter`.
+DSV4_HD inline uint64_t random_bits_at(uint64_t seed, uint64_t counter) {
   const auto r =
       philox4x32({static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0},
                  {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-  const uint64_t bits = ((uint64_t{r[1]} << 32) | r[0]) >> 11;
-  return static_cast<double>(bits) * 0x1p-53;
+  return (uint64_t{r[1]} << 32) | r[0];
 }
 
 }  // namespace dsv4
