@@ -183,6 +183,9 @@ void print_model(const bench::ModelBenchResult& r, const std::optional<bench::Pe
   if (r.launches > 0)
     std::printf("%lld launches per step, the choice of tokens included, replayed as one graph; %.0f us of the host's time before it waits\n",
                 static_cast<long long>(r.launches), r.host_us);
+  if (r.recorded_steps > 0)
+    std::printf("%lld sizes of step recorded before the first in %.0f ms, for which %.1f MB of device memory went\n",
+                static_cast<long long>(r.recorded_steps), r.warm_up_ms, static_cast<double>(r.warm_up_bytes) * 1e-6);
   std::printf("%.1f MB read per token: %.2f GB/s, %.1f GFLOP/s",
               static_cast<double>(r.bytes) * 1e-6 / static_cast<double>(r.tokens_per_step),
               static_cast<double>(r.bytes) * 1e-9 / seconds,
@@ -229,6 +232,8 @@ ordered_json model_json(const bench::ModelBenchResult& r,
   if (r.launches > 0) {
     j["launches_per_step"] = r.launches;
     j["host_us_per_step"] = r.host_us;
+    j["recorded_steps"] = r.recorded_steps;
+    j["warm_up_ms"] = r.warm_up_ms;
   }
   if (r.fill_tokens_per_s > 0.0) j["context_tokens_per_s"] = r.fill_tokens_per_s;
   j["ops"] = ordered_json::array();

@@ -102,6 +102,10 @@ Status run(Options o) {
   }
   DSV4_ASSIGN(Tokenizer tokenizer, Tokenizer::load(o.engine.model_dir + "/tokenizer.json"));
   DSV4_ASSIGN(auto engine, Engine::load(o.engine));
+  if (const ModelInfo& info = engine->info(); !o.quiet && info.recorded_steps > 0) {
+    std::fprintf(stderr, "dsv4: %lld sizes of step recorded in %.2f s\n",
+                 static_cast<long long>(info.recorded_steps), info.warm_up_seconds);
+  }
   DSV4_ASSIGN(auto server, server::Server::start(o.api, o.http, std::move(engine),
                                                  std::move(tokenizer)));
   // On standard output: a script that asked for port 0 reads the port here.

@@ -65,11 +65,15 @@ Result<std::unique_ptr<Setup>> set_up(const Model& model, Backend& backend, int6
                            .max_logit_rows = sequences,
                            .context = context};
   DSV4_ASSIGN(s->runner, Runner::make(model, *s->cache, limits, backend, s->trace));
-  for (int64_t i = 0; i < sequences; ++i) {
-    DSV4_ASSIGN(SequenceCache sequence, s->cache->open());
-    s->sequences.push_back(std::move(sequence));
-  }
   return s;
+}
+
+Status open_sequences(Setup& s, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    DSV4_ASSIGN(SequenceCache sequence, s.cache->open());
+    s.sequences.push_back(std::move(sequence));
+  }
+  return {};
 }
 
 Status decode_step(Setup& s) {
@@ -108,6 +112,12 @@ Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend,
   DSV4_ASSIGN(const auto s,
               set_up(model, backend, o.batch, o.context + steps, o.fill ? o.chunk : 1));
   ModelBenchResult r{.tokens_per_step = o.batch};
+  const size_t free = backend.memory().available;
+  DSV4_ASSIGN(const WarmUp warm_up, s->runner->warm_up(progress));
+  DSV4_TRY(open_sequences(*s, o.batch));
+  r.recorded_steps = warm_up.steps;
+  r.warm_up_ms = warm_up.seconds * 1e3;
+  r.warm_up_bytes = static_cast<int64_t>(free) - static_cast<int64_t>(backend.memory().available);
   const auto begin = Clock::now();
   for (size_t i = 0; i < s->sequences.size() && o.context > 0; ++i) {
     if (o.fill) {
@@ -151,6 +161,7 @@ Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend,
 Result<ModelBenchResult> bench_prefill(const Model& model, Backend& backend,
                                        const ModelBenchOptions& o, const ProgressSink& progress) {
   DSV4_ASSIGN(const auto s, set_up(model, backend, 1, o.tokens, std::min(o.chunk, o.tokens)));
+  DSV4_TRY(open_sequences(*s, 1));
   ModelBenchResult r{.tokens_per_step = o.tokens};
   std::vector<double> ms;
   for (int64_t i = 0; i <= o.repeats; ++i) {  // the first grows the workspace and is not counted

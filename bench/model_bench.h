@@ -37,6 +37,11 @@ struct ModelBenchResult {
   int64_t flops = 0;
   int64_t launches = 0;  // kernels and copies of a replayed step; 0 = steps are not replayed
   double host_us = 0.0;  // median time of the host in a step before it waits for the device
+  // Decode, where steps are replayed: what recording a step of every power of two of sequences took, up to the
+  // batch, with a prompt's chunk before, and how much less of the device's memory is free for it.
+  int64_t recorded_steps = 0;
+  double warm_up_ms = 0.0;
+  int64_t warm_up_bytes = 0;
   std::vector<OpShare> ops;  // by time, measured in steps of their own
 };
 

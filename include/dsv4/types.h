@@ -221,6 +221,9 @@ struct ModelInfo {
   int32_t eos_token = 0;
   SamplingParams sampling;  // defaults of generation_config.json
   std::string device;       // one line
+  // Where the device replays steps: how many sizes of them load() recorded, and how long that took.
+  int64_t recorded_steps = 0;
+  double warm_up_seconds = 0;
 };
 
 struct StepReport {

@@ -97,7 +97,10 @@ Result<std::unique_ptr<Engine>> Engine::load(const EngineOptions& options) {
     const Hash128 identity =
         fingerprint(options.model_dir, *parts->loaded.checkpoint, *parts->loaded.backend);
     DSV4_ASSIGN(parts->core, EngineCore::make(*parts->loaded.model, limits, *parts->loaded.backend,
-                                              parts->loaded.backend->ops(), identity));
+                                              parts->loaded.backend->ops(), identity,
+                                              progress_sink(options)));
+    info.recorded_steps = parts->core->warm_up().steps;
+    info.warm_up_seconds = parts->core->warm_up().seconds;
     return std::unique_ptr<Engine>(new Engine(std::move(parts)));
   });
 }

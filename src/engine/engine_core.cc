@@ -37,13 +37,15 @@ EngineCore::EngineCore(Parts parts)
       prefix_(std::move(parts.prefix)),
       runner_(std::move(parts.runner)),
       clock_(std::move(parts.clock)),
+      warm_up_(parts.warm_up),
       inbox_(limits_.cache.max_sequences, limits_.max_queue) {
   publish();
 }
 
 Result<std::unique_ptr<EngineCore>> EngineCore::make(const Model& model, const EngineLimits& limits,
                                                      Backend& backend, const OpTable& ops,
-                                                     Hash128 identity) {
+                                                     Hash128 identity,
+                                                     const ProgressSink& progress) {
   Parts parts{.limits = limits,
               .vocab_size = model.config.vocab_size,
               .eos_token = static_cast<int32_t>(model.config.eos_token_id),
@@ -53,7 +55,9 @@ Result<std::unique_ptr<EngineCore>> EngineCore::make(const Model& model, const E
               .clock = steady_seconds};
   const CacheSpec spec = make_cache_spec(model.config, model.plan);
   DSV4_ASSIGN(parts.cache, KvCache::make(spec, limits.cache, backend));
-  DSV4_ASSIGN(parts.runner, Runner::make(model, *parts.cache, limits.batch, backend, ops));
+  DSV4_ASSIGN(auto runner, Runner::make(model, *parts.cache, limits.batch, backend, ops));
+  DSV4_ASSIGN(parts.warm_up, runner->warm_up(progress));
+  parts.runner = std::move(runner);
   if (const PrefixCacheOptions& o = limits.prefix; o.enabled) {
     DSV4_ASSIGN(auto copier, StateCopier::make(spec, *parts.cache, backend));
     std::unique_ptr<DiskStore> disk;

@@ -35,13 +35,16 @@ class EngineCore {
     std::unique_ptr<PrefixIndex> prefix;  // of `cache`; null: none
     std::unique_ptr<StepRunner> runner;
     std::function<Seconds()> clock;
+    WarmUp warm_up = {};
   };
   explicit EngineCore(Parts parts);
   // `model`, `backend` and `ops` (the backend's table or a wrapper of it) must outlive the core.
   // `identity` says which stored state is of this model on this backend.
   static Result<std::unique_ptr<EngineCore>> make(const Model& model, const EngineLimits& limits,
                                                   Backend& backend, const OpTable& ops,
-                                                  Hash128 identity);
+                                                  Hash128 identity,
+                                                  const ProgressSink& progress = {});
+  const WarmUp& warm_up() const { return warm_up_; }
 
   // Any thread.
   Result<RequestId> submit(Request request, EventSink& sink);
@@ -110,6 +113,7 @@ class EngineCore {
   const std::unique_ptr<PrefixIndex> prefix_;
   const std::unique_ptr<StepRunner> runner_;
   const std::function<Seconds()> clock_;
+  const WarmUp warm_up_;
   Inbox inbox_;
   Inbox::Mail mail_;
   Sampler sampler_;

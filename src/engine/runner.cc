@@ -1,6 +1,7 @@
 #include "engine/runner.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "base/str.h"
@@ -115,10 +116,48 @@ Result<StepResult> Runner::run(std::span<const SequenceRows> sequences, bool* la
   return result;
 }
 
+Result<WarmUp> Runner::warm_up(const ProgressSink& progress) {
+  WarmUp done;
+  if (!backend_.can_record()) return done;
+  const Clock::time_point began = Clock::now();
+  const auto ready = [&](int64_t steps, int64_t all) {
+    if (progress) progress({.stage = "steps", .done = steps, .total = all, .unit = "recorded"});
+  };
+  const BatchLimits& l = limits();
+  const int64_t most = std::min({l.max_sequences, l.max_rows, l.max_logit_rows, cache_.free_slots(), cache_.total_pages()});
+  const auto sizes = static_cast<int64_t>(most > 0 ? std::bit_width(static_cast<uint64_t>(most)) : 0);
+  ready(0, sizes);
+  // The largest first, so that memory is found once.
+  const std::vector<int32_t> tokens(
+      static_cast<size_t>(std::min({l.max_rows, l.context, cache_.total_pages() * cache_.span()})), 0);
+  {
+    DSV4_ASSIGN(SequenceCache sequence, cache_.open());
+    const SequenceRows chunk{.cache = &sequence, .tokens = tokens, .logits = LogitRows::kNone};
+    DSV4_TRY(run({&chunk, 1}).status());
+  }
+  for (int64_t n = sizes > 0 ? int64_t{1} << (sizes - 1) : 0; n > 0; n /= 2) {
+    std::vector<SequenceCache> sequences;
+    for (int64_t i = 0; i < n; ++i) {
+      DSV4_ASSIGN(SequenceCache sequence, cache_.open());
+      sequences.push_back(std::move(sequence));
+    }
+    std::vector<SequenceRows> rows;
+    for (SequenceCache& sequence : sequences) {
+      rows.push_back({.cache = &sequence,
+                      .tokens = std::span(tokens).first(1),
+                      .sample = {.kind = SampleKind::kLargest}});
+    }
+    for (int i = 0; i < 2; ++i) DSV4_TRY(run(rows).status());
+    ready(++done.steps, sizes);
+  }
+  done.seconds = std::chrono::duration<double>(Clock::now() - began).count();
+  return done;
+}
+
 // Everything that differs between two steps of one shape lies in the batch's arrays, whose place is
 // fixed; so a recorded step is the step.
 Status Runner::forward_batch(const ForwardBatch& batch) {
-  const auto body = [&] { return forward(model_, activations_, batch, cache_.layers(), context_); };
+  const auto body = [this, batch] { return forward(model_, activations_, batch, cache_.layers(), context_); };
   launches_ = 0;
   const int64_t rows = batch.view.rows;
   if (!replay_ || !backend_.can_record() || rows != batch.view.sequences || rows != batch.R) return body();

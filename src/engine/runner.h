@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "base/log.h"
 #include "cache/kv_cache.h"
 #include "dsv4/status.h"
 #include "engine/batch_builder.h"
@@ -35,6 +36,12 @@ struct StepResult : LogitsView {
   std::span<const int32_t> tokens;  // [rows]; kNoToken: row(i) holds its logits
 
   bool has_token(int64_t i) const { return tokens[static_cast<size_t>(i)] != kNoToken; }
+};
+
+// What was run and recorded before the first request.
+struct WarmUp {
+  int64_t steps = 0;  // recorded
+  double seconds = 0;
 };
 
 // What the engine needs of it; tests of the engine's decisions bring a cheaper one.
@@ -73,8 +80,15 @@ class Runner : public StepRunner {
   Result<ForwardBatch> prepare(std::span<const SequenceRows> sequences);
   Result<LogitsView> read_logits(int64_t rows);
 
-  // Steps of one row per sequence are recorded when their shape comes a second time and replayed from
-  // then on, where the backend can. Off: every op is called, as a trace needs it.
+  // Where the backend can record: runs a prompt's largest chunk and a decode step of every power of two
+  // of sequences, up to the largest batch, and records the latter, so that the first requests find memory,
+  // kernels and graphs in place. Needs all of the cache, which is as empty afterwards. Elsewhere nothing.
+  Result<WarmUp> warm_up(const ProgressSink& progress = {});
+
+  // Steps of one row per sequence are recorded when their number of rows comes a second time and replayed
+  // from then on, where the backend can. A number between two powers of two gets a recording of its own:
+  // rows that fill a batch up would read experts that nobody asked for. Its first step costs the host more
+  // time and the device none. Off: every op is called, as a trace needs it.
   void replay(bool on) { replay_ = on; }
   // Kernels and copies of the last replayed step; 0 = the last step was not one.
   int64_t launches() const { return launches_; }

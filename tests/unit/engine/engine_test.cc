@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/engine_core.h"
+#include "engine/memory_plan.h"
 #include "unit/engine/collector.h"
+#include "unit/engine/recording_backend.h"
 #include "unit/engine/tiny_model.h"
 
 namespace dsv4 {
@@ -218,6 +221,52 @@ TEST(Engine, SteadyStateAllocatesNoWorkspace) {
   alone(*engine, request(some_tokens(100, kVocab, 2), 20));
   EXPECT_EQ(engine->stats().workspace_growths, before.workspace_growths);
   EXPECT_EQ(engine->stats().workspace_bytes, before.workspace_bytes);
+}
+
+// Where steps are recorded they are before the first request, and that is all that is left of it.
+TEST(Engine, AWarmUpLeavesMemoryAndRecordingsAndNothingElse) {
+  auto loaded = load_model(testing::tiny_model_dir(), "reference", {});
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  testing::RecordingBackend backend(*loaded->backend);
+  const Model& model = *loaded->model;
+  EngineOptions options{.context = 320, .max_sequences = 6};
+  options.prefix.enabled = true;
+  const auto limits =
+      resolve_limits(options, model.config, make_cache_spec(model.config, model.plan));
+  ASSERT_TRUE(limits.ok()) << limits.status().message();
+  auto core = EngineCore::make(model, *limits, backend, backend.ops(), {1, 2});
+  ASSERT_TRUE(core.ok()) << core.status().message();
+  EXPECT_EQ((*core)->warm_up().steps, 3);
+  EXPECT_EQ(backend.recorded, 3);
+
+  const EngineStats before = (*core)->stats();
+  EXPECT_EQ(before.steps, 0);
+  EXPECT_EQ(before.free_pages, before.total_pages);
+  EXPECT_EQ(before.prefix.device.pages + before.prefix.host.snapshots, 0);
+  EXPECT_EQ(before.prefix.lookups, 0);
+  EXPECT_TRUE((*core)->check().ok()) << (*core)->check().message();
+
+  Collector sink;
+  std::vector<RequestId> ids;
+  for (uint32_t i = 0; i < 4; ++i) {
+    auto id = (*core)->submit(request(some_tokens(30 + 10 * i, kVocab, i), 6), sink);
+    ASSERT_TRUE(id.ok()) << id.status().message();
+    ids.push_back(*id);
+  }
+  const int64_t launched = backend.launched;
+  for (;;) {
+    const auto report = (*core)->step();
+    ASSERT_TRUE(report.ok()) << report.status().message();
+    if (report->idle()) break;
+  }
+  EXPECT_GT(backend.launched, launched);
+  EXPECT_EQ(backend.recorded, 3);  // four beside each other: replayed from the first step on
+  EXPECT_EQ((*core)->stats().workspace_growths, before.workspace_growths);
+  auto plain = load();
+  for (uint32_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(sink.of[ids[i]].tokens,
+              alone(*plain, request(some_tokens(30 + 10 * i, kVocab, i), 6)).tokens);
+  }
 }
 
 TEST(Engine, ThePlanComesBeforeTheWeightsAndAddsUp) {

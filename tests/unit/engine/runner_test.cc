@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "unit/engine/recording_backend.h"
 #include "unit/engine/tiny_model.h"
 
 namespace dsv4 {
@@ -345,6 +346,63 @@ TEST_F(RunnerTest, SteadyStateAllocatesNothing) {
   feed(seq, std::span(tokens_).first(200), 100);
   EXPECT_EQ(runner_->workspace().growths(), growths);
   EXPECT_EQ(runner_->workspace().bytes(), bytes);
+}
+
+// On a backend that records: decode steps of any number of sequences, before and after a warm-up, are those of
+// the backend that does not.
+TEST_F(RunnerTest, ReplayedStepsAreTheStep) {
+  testing::RecordingBackend backend(*loaded_.backend);
+  auto made = Runner::make(
+      *loaded_.model, *cache_,
+      {.max_rows = 64, .max_sequences = 5, .max_logit_rows = 5, .context = kContext}, backend,
+      backend.ops());
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  Runner& replaying = **made;
+
+  const int64_t slots = cache_->free_slots(), pages = cache_->free_pages();
+  const auto warm = replaying.warm_up();
+  ASSERT_TRUE(warm.ok()) << warm.status().message();
+  EXPECT_EQ(warm->steps, 3);  // 1, 2 and 4 sequences
+  EXPECT_EQ(backend.recorded, 3);
+  EXPECT_EQ(cache_->free_slots(), slots);
+  EXPECT_EQ(cache_->free_pages(), pages);
+  EXPECT_TRUE(cache_->check().ok()) << cache_->check().message();
+  const int64_t growths = replaying.workspace_growths();
+
+  std::vector<Rows> want(5), got(5);
+  for (const bool plain : {true, false}) {
+    Runner& runner = plain ? *runner_ : replaying;
+    std::vector<SequenceCache> seqs;
+    for (int i = 0; i < 5; ++i) seqs.push_back(open());
+    // One sequence less from step to step, each at a position and with tokens of its own.
+    for (const size_t n : {5u, 5u, 5u, 4u, 3u, 3u, 3u, 2u, 1u}) {
+      std::vector<SequenceRows> step;
+      for (size_t i = 0; i < n; ++i) {
+        const auto at = static_cast<size_t>(seqs[i].length());
+        const size_t rows = at == 0 ? 3 * i + 1 : 1;
+        step.push_back({&seqs[i], std::span(tokens_).subspan(20 * i + at, rows), LogitRows::kLast});
+      }
+      const int64_t launched = backend.launched;
+      const auto logits = runner.run(step);
+      ASSERT_TRUE(logits.ok()) << logits.status().message();
+      const bool warmed = !plain && (n == 4 || n == 2 || n == 1);
+      EXPECT_GE(backend.launched - launched, warmed ? 1 : 0) << n;
+      for (size_t i = 0; i < n; ++i) {
+        append((plain ? want : got)[i], *logits, static_cast<int64_t>(i), 1);
+        ASSERT_TRUE(seqs[i].commit(std::ssize(step[i].tokens)).ok());
+      }
+    }
+  }
+  for (size_t i = 0; i < 5; ++i) expect_same(got[i], want[i], "sequence " + std::to_string(i));
+  EXPECT_EQ(backend.recorded, 5);  // 5 and 3 when they came again
+  EXPECT_EQ(replaying.workspace_growths(), growths);
+}
+
+TEST_F(RunnerTest, NothingIsWarmedUpWhereNothingIsRecorded) {
+  const auto warm = runner_->warm_up();
+  ASSERT_TRUE(warm.ok());
+  EXPECT_EQ(warm->steps, 0);
+  EXPECT_EQ(runner_->workspace_bytes(), 0u);
 }
 
 // A model of published proportions, longer than its window and one HCA entry.

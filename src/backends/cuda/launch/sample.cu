@@ -216,11 +216,13 @@ __device__ void draw(SampleShared& s, const Part& p, const SampleRow& row, uint6
   __syncthreads();
   uint64_t block = 0;
   for (int w = 0; w < kWarps; ++w) block += s.warps[w];
-  // Whoever sends this has read all that it wants of the others' memory.
+  // Whoever arrives has read all that it wants of the others' memory: past the wait a block may end.
+  block_started();
   if (thread < kBlocks) {
     send(&s.sums[rank], make_uint2(static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32)), s.summed, thread);
   }
   wait_arrivals(s.summed);
+  blocks_started();
   uint64_t total = 0, before = 0;
   for (int b = 0; b < kBlocks; ++b) {
     const uint64_t sum = wide(s.sums[b].x, s.sums[b].y);
