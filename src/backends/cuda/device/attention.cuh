@@ -115,7 +115,7 @@ __device__ inline void store_result(const AttentionParams& p, int64_t row, int c
 }
 
 // Rows of the cache in FP8 come as codes, to the second half of their place as BF16: byte `codes` of it on, of as many
-// codes as that. Then eight columns at a time become BF16, in order: they fill what codes of columns before them have left.
+// codes as that. Then the codes of half of the columns become BF16: they fill what is their own place or that of codes before them.
 // RoPE dims come to where they stay.
 template <int D>
 __device__ inline void copy_fp8_columns(bf16* key, const char* row, int column, int codes) {
@@ -125,25 +125,38 @@ __device__ inline void copy_fp8_columns(bf16* key, const char* row, int column, 
   copy_async_8(to + 2 * column, from);
   copy_async_8(to + 2 * column + 8, from + 8);
 }
-// Columns [from, to) of the keys that are codes; eight lanes take a key.
+// Columns of a half that are codes; eight lanes take a key, 64 columns at a time.
 template <int D>
-__device__ inline void widen_keys(bf16* keys, const uint2* scales, const bool* packed, int from, int to, int codes) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int j = warp * 4 + lane / 8; j < kChunk; j += kAttentionThreads / 8) {
-    char* const key = reinterpret_cast<char*>(keys + j * (D + 8));
-    for (int first = from; first < to; first += 64) {
-      const int column = first + lane % 8 * 8;
-      const bool mine = packed[j] && column < to;
-      uint2 v = {0, 0};
-      if (mine) v = *reinterpret_cast<const uint2*>(key + codes + column);
-      __syncwarp();
-      if (!mine) continue;
-      const uint32_t scale = reinterpret_cast<const uint8_t*>(scales + j)[column / kKv8Group];
-      uint4 w = widen_codes(v, kv_factor(scale) * 0x10001u);
-      if (scale > kLargestKvScale) w = scale_again(w, kv_second_factor(scale) * 0x10001u);
-      *reinterpret_cast<uint4*>(key + 2 * column) = w;
+__device__ inline void widen_keys(bf16* keys, const uint2* scales, const bool* packed, int half, int codes) {
+  constexpr int kSteps = (D / 16 + 7) / 8, kTurns = kChunk / (kAttentionThreads / 8);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, end = min((half + 1) * (D / 2), codes);
+  const auto column_of = [&](int step) { return half * (D / 2) + step * 64 + lane % 8 * 8; };
+  const auto key_of = [&](int turn) { return (turn * 8 + warp) * 4 + lane / 8; };
+  const auto each = [&](const auto& f) {  // of the units of this lane that there are
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int key = key_of(turn);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        if (packed[key] && column_of(step) < end) f(turn * kSteps + step, reinterpret_cast<char*>(keys + key * (D + 8)), key, column_of(step));
+      }
     }
-  }
+  };
+  const auto scale_of = [&](int key, int column) -> uint32_t { return reinterpret_cast<const uint8_t*>(scales + key)[column / kKv8Group]; };
+  uint2 v[kTurns * kSteps];
+  uint32_t highest = 0;
+  each([&](int unit, const char* key, int, int column) { v[unit] = *reinterpret_cast<const uint2*>(key + codes + column); });
+  __syncwarp();
+  each([&](int unit, char* key, int row, int column) {
+    const uint32_t scale = scale_of(row, column);
+    highest = max(highest, scale);
+    *reinterpret_cast<uint4*>(key + 2 * column) = widen_codes(v[unit], kv_factor(scale) * 0x10001u);
+  });
+  if (highest <= kLargestKvScale) return;
+  each([&](int, char* key, int row, int column) {
+    uint4& w = *reinterpret_cast<uint4*>(key + 2 * column);
+    w = scale_again(w, kv_second_factor(scale_of(row, column)) * 0x10001u);
+  });
 }
 
 template <int HM, int D, bool kFp8>
@@ -265,7 +278,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
       else copy_async_wait<0>();
       __syncthreads();
       if constexpr (kFp8) {
-        widen_keys<D>(k, scales, packed, half * (D / 2), min((half + 1) * (D / 2), codes), codes);
+        widen_keys<D>(k, scales, packed, half, codes);
         __syncthreads();
       }
 #pragma unroll 4

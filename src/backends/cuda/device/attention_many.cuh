@@ -110,69 +110,107 @@ __device__ inline void copy_rows(char* to, int first, const Sources& sources, in
   }
 }
 
+// Addresses that follow from it are made where they are used: kept from chunk to chunk they would be spilled.
+__device__ inline int fresh_lane() {
+  int lane = threadIdx.x % 32;
+  asm volatile("" : "+r"(lane));
+  return lane;
+}
+
 // Where this lane's eight codes of a tile wait to become BF16: in the place of their row, in one half or the other, so
 // that two rows meet different banks. Four rows further down 512 bytes on.
-__device__ inline char* codes_place(char* to, int first) {
-  const int lane = threadIdx.x % 32;
+__device__ inline char* codes_place(char* to, int first, int lane) {
   return to + (first + lane / 8) * 128 + lane / 8 % 2 * 64 + lane % 8 * 8;
 }
-// copy_rows where rows may be in FP8: codes as they are, RoPE dims to where they stay.
-__device__ inline void copy_packed_rows(char* to, int first, const Sources& sources, int half) {
-  const int lane = threadIdx.x % 32;
+// copy_rows where rows may be in FP8: codes as they are, RoPE dims to where they stay. Both kinds of copies in a row, each
+// under its condition, as branches would take turns.
+template <int kHalf>
+__device__ inline void copy_packed_rows(char* to, int first, const Sources& sources) {
+  const int lane = fresh_lane();
   char* const at[2] = {to + place(first + lane / 8, lane % 8), to + place(first + lane / 8 + 4, lane % 8)};
-  char* const codes = codes_place(to, first);
+  char* const codes = codes_place(to, first, lane);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const char* from = sources.at[i];
-    if (!(sources.packed >> i & 1u)) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int tile = tile_of(half, k);
-        copy_async_16_or_zero(at[i % 2] + i / 2 * 8 * 128 + tile * kTileBytes, from + tile * 128, from);
-      }
-      continue;
-    }
+    const bool packed = sources.packed >> i & 1u;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const int tile = tile_of(half, k);
-      if (tile < kCodes / kTile) {
-        copy_async_8(codes + i * 4 * 128 + tile * kTileBytes, from + tile * 64);
-      } else {
-        const char* const rope = from + kCodes + lane % 8 * 8;
-        copy_async_8(at[i % 2] + i / 2 * 8 * 128 + tile * kTileBytes, rope);
-        copy_async_8(at[i % 2] + i / 2 * 8 * 128 + tile * kTileBytes + 8, rope + 8);
-      }
+      const int tile = tile_of(kHalf, k);
+      if (!packed) copy_async_16_or_zero(at[i % 2] + i / 2 * 8 * 128 + tile * kTileBytes, from + tile * 128, from);
+      if (packed && tile < kCodes / kTile) copy_async_8(codes + i * 4 * 128 + tile * kTileBytes, from + tile * 64);
+    }
+  }
+  if (kHalf == 0) return;
+  const int ahead = lane % 8 * 8;  // eight lanes copy 128 bytes
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (!(sources.packed >> i & 1u)) continue;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      copy_async_8(at[i % 2] + i / 2 * 8 * 128 + kCodes / kTile * kTileBytes + k * 8, sources.at[i] + ahead + kCodes + k * 8);
     }
   }
 }
 
-// Codes of half of the tiles to BF16, after this warp's copies have come: a lane takes what it copied. `scales`: of row
-// l in lane l.
-__device__ inline void widen_rows(char* to, int first, uint32_t packed, const uint2& scales, int half) {
-  const int lane = threadIdx.x % 32;
+// The scales of 32 rows in FP8, each lane's its own, as first factors (kv_row.cuh): of two tiles in a word.
+struct Factors {
+  uint32_t of[4] = {};
+  bool large = false;  // a row here needs second factors
+};
+__device__ inline uint2 scales_at(const char* row) { return *reinterpret_cast<const uint2*>(row + kCodes + 2 * kRopeDims); }
+__device__ inline Factors factors_of(const char* row, bool packed) {
+  const uint2 scales = packed ? scales_at(row) : uint2{0, 0};
+  Factors f;
+#pragma unroll
+  for (int tile = 0; tile < kCodes / kTile; ++tile) {
+    const uint32_t scale = (tile < 4 ? scales.x : scales.y) >> tile % 4 * 8 & 255u;
+    f.of[tile / 2] |= kv_factor(scale) << tile % 2 * 16;
+    f.large |= scale > kLargestKvScale;
+  }
+  f.large = __any_sync(~0u, f.large);
+  return f;
+}
+
+// Codes of a half of the tiles to BF16, after this warp's copies have come: a lane takes what it copied. A loop: code that
+// is run through once per chunk would have to be fetched each time.
+__device__ inline void widen_rows(char* to, int first, uint32_t packed, const Factors& factors, int half) {
+  const int lane = fresh_lane();
   char* const at[2] = {to + place(first + lane / 8, lane % 8), to + place(first + lane / 8 + 4, lane % 8)};
-  const char* const codes = codes_place(to, first);
+  const char* const codes = codes_place(to, first, lane);
+#pragma unroll 2
+  for (int k = 0; k < (half == 0 ? 4 : 3); ++k) {
+    const int tile = tile_of(half, k), offset = tile * kTileBytes;
+    const uint32_t word = half == 0 ? (k < 2 ? factors.of[0] : factors.of[2]) : (k < 2 ? factors.of[1] : factors.of[3]);
+    const uint32_t mine = __byte_perm(word, 0, tile % 2 ? 0x3232 : 0x1010);
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const int tile = tile_of(half, k);
-    if (tile == kCodes / kTile) continue;
-#pragma unroll
-    for (int turns = 0; turns < 8; turns += 4) {
+    for (int turn = 0; turn < 8; turn += 4) {
       uint2 v[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (packed >> (turns + i) & 1u) v[i] = *reinterpret_cast<const uint2*>(codes + (turns + i) * 4 * 128 + tile * kTileBytes);
+        if (packed >> (turn + i) & 1u) v[i] = *reinterpret_cast<const uint2*>(codes + offset + (turn + i) * 4 * 128);
       }
       __syncwarp();
+      uint32_t factor[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) factor[i] = __shfl_sync(~0u, mine, (turn + i) * 4 + lane / 8);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int turn = turns + i;
-        const uint32_t word = __shfl_sync(~0u, tile < 4 ? scales.x : scales.y, turn * 4 + lane / 8);
-        const uint32_t scale = word >> tile % 4 * 8 & 255u;
-        uint4 w = widen_codes(v[i], kv_factor(scale) * 0x10001u);
-        if (scale > kLargestKvScale) w = scale_again(w, kv_second_factor(scale) * 0x10001u);
-        if (packed >> turn & 1u) *reinterpret_cast<uint4*>(at[turn % 2] + turn / 2 * 8 * 128 + tile * kTileBytes) = w;
+        const uint4 w = widen_codes(v[i], factor[i]);
+        if (packed >> (turn + i) & 1u) *reinterpret_cast<uint4*>(at[i % 2] + offset + (turn + i) / 2 * 8 * 128) = w;
       }
+    }
+  }
+}
+// The second factors of what widen_rows made.
+__device__ __noinline__ void scale_rows(char* to, int first, const char* row, bool packed) {
+  const int lane = threadIdx.x % 32;
+  const uint2 scales = packed ? scales_at(row) : uint2{0, 0};
+  for (int turn = 0; turn < 8; ++turn) {
+    const uint2 s = {__shfl_sync(~0u, scales.x, turn * 4 + lane / 8), __shfl_sync(~0u, scales.y, turn * 4 + lane / 8)};
+    const bool mine = __shfl_sync(~0u, packed, turn * 4 + lane / 8);
+    for (int tile = 0; mine && tile < kCodes / kTile; ++tile) {
+      uint4& v = *reinterpret_cast<uint4*>(to + place(first + turn * 4 + lane / 8, tile * 8 + lane % 8));
+      v = scale_again(v, kv_second_factor((tile < 4 ? s.x : s.y) >> tile % 4 * 8 & 255u) * 0x10001u);
     }
   }
 }
@@ -198,10 +236,7 @@ __device__ inline void produce(const AttentionParams& p, Shared& shared, int ite
   const auto queries = [&](int item) {
     return reinterpret_cast<const char*>(a.q + (static_cast<int64_t>(item / groups) * H + item % groups * kHeads) * kDim);
   };
-  const auto copy_keys = [&](const Sources& sources, int half) {
-    if constexpr (kFp8) copy_packed_rows(shared.keys[pair], first, sources, half);
-    else copy_rows(shared.keys[pair], first, sources, half);
-  };
+  char* const keys = shared.keys[pair];
   for (int item = blockIdx.x, round = 0; item < items; item += gridDim.x, ++round) {
     const int64_t t = item / groups;
     const int position = a.batch.positions[t], seq = a.batch.row_seq[t];
@@ -229,7 +264,12 @@ __device__ inline void produce(const AttentionParams& p, Shared& shared, int ite
       brought = __all_sync(~0u, in_ring(key));
       if (brought) {
         const Sources sources = sources_of(ring_row(key), kFp8);
-        for (int half = 0; half < 2; ++half) copy_keys(sources, half);
+        if constexpr (kFp8) {
+          copy_packed_rows<0>(keys, first, sources);
+          copy_packed_rows<1>(keys, first, sources);
+        } else {
+          for (int half = 0; half < 2; ++half) copy_rows(keys, first, sources, half);
+        }
       }
       wait_for_previous();
       waited = true;
@@ -248,27 +288,36 @@ __device__ inline void produce(const AttentionParams& p, Shared& shared, int ite
     }
     for (; x < chunks; x += 2) {
       const bool packed = in_cache(x * kChunk + mine);
+      const char* next = nullptr;
       const Sources sources = sources_of(row, packed);
-      for (int half = 0; half < 2; ++half) {
-        if (used) barrier_sync<kProducersAndAdders>(kKeysEmpty + pair * 2 + half);
-        if (!brought) copy_keys(sources, half);
-        if constexpr (kFp8) copy_async_commit();
+      if constexpr (kFp8) {
+        if (used) barrier_sync<kProducersAndAdders>(kKeysEmpty + pair * 2);
+        if (!brought) copy_packed_rows<0>(keys, first, sources);
+        copy_async_commit();
+        if (used) barrier_sync<kProducersAndAdders>(kKeysEmpty + pair * 2 + 1);
+        if (!brought) copy_packed_rows<1>(keys, first, sources);
+        copy_async_commit();
+        const Factors factors = factors_of(row, packed);
+        next = x + 2 < chunks ? key_row((x + 2) * kChunk + mine, all) : nullptr;
+        for (int half = 0; half < 2; ++half) {
+          if (half == 0) copy_async_wait<1>();
+          else copy_async_wait<0>();
+          widen_rows(keys, first, sources.packed, factors, half);
+        }
+        if (factors.large) scale_rows(keys, first, row, packed);
+        fence_for_wgmma();
+      } else {
+        for (int half = 0; half < 2; ++half) {
+          if (used) barrier_sync<kProducersAndAdders>(kKeysEmpty + pair * 2 + half);
+          if (!brought) copy_rows(keys, first, sources, half);
+        }
+        await_copies();
       }
       used = true;
       brought = false;
-      if constexpr (kFp8) {
-        uint2 scales = {0, 0};
-        if (packed) scales = *reinterpret_cast<const uint2*>(row + kCodes + 2 * kRopeDims);
-        copy_async_wait<1>();
-        widen_rows(shared.keys[pair], first, sources.packed, scales, 0);
-        copy_async_wait<0>();
-        widen_rows(shared.keys[pair], first, sources.packed, scales, 1);
-        fence_for_wgmma();
-      } else {
-        await_copies();
-      }
       barrier_arrive<kProducersAndWeigher>(kKeysFull + pair);
-      if (x + 2 < chunks) row = key_row((x + 2) * kChunk + mine, all);
+      if constexpr (kFp8) row = next;
+      else if (x + 2 < chunks) row = key_row((x + 2) * kChunk + mine, all);
     }
     chunk += chunks;
   }
