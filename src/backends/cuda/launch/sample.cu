@@ -48,10 +48,6 @@ struct SampleShared {
 __device__ uint64_t wide(uint32_t low, uint32_t high) { return uint64_t{high} << 32 | low; }
 __device__ uint64_t greater(uint64_t a, uint64_t b) { return a > b ? a : b; }
 __device__ uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
-__device__ uint64_t warp_sum64(uint64_t v) {
-  for (int o = 16; o; o /= 2) v += __shfl_xor_sync(kFull, v, o);
-  return v;
-}
 __device__ uint64_t warp_greatest(uint64_t v) {
   for (int o = 16; o; o /= 2) v = greater(v, __shfl_xor_sync(kFull, v, o));
   return v;
@@ -201,18 +197,21 @@ __device__ uint64_t last_key(SampleShared& s, const Part& p, const SampleRow& ro
 __device__ uint64_t drawable(const Part& p, const SampleRow& row, uint64_t from, int i) {
   if (i >= p.n) return 0;
   const float relative = relative_weight(p.logits[i], p.largest, row.inverse_temperature);
-  if (relative < row.min_p || sample_key(p.logits[i], p.first + i) < from) return 0;
+  if (relative < row.min_p || (from != 0 && sample_key(p.logits[i], p.first + i) < from)) return 0;
   return sample_weight(relative);
 }
 
 __device__ void draw(SampleShared& s, const Part& p, const SampleRow& row, uint64_t from, int rank, int32_t* token) {
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-  // Neighbouring ids for each warp, 32 at a time.
-  const int share = (p.n + 32 * kWarps - 1) / (32 * kWarps) * 32, first = warp * share;
+  // Neighbouring ids for each thread; lanes begin at different places of theirs, so in different banks.
+  const int run = max(1, (p.n + kThreads - 1) / kThreads);
   uint64_t mine = 0;
-  for (int i = first + lane; i < first + share; i += 32) mine += drawable(p, row, from, i);
-  mine = warp_sum64(mine);
-  if (lane == 0) s.warps[warp] = mine;
+  for (int i = 0, at = lane % run; i < run; ++i) {
+    mine += drawable(p, row, from, thread * run + at);
+    at = at + 1 < run ? at + 1 : 0;
+  }
+  const uint64_t through = warp_through(mine);
+  if (lane == 31) s.warps[warp] = through;
   __syncthreads();
   uint64_t block = 0;
   for (int w = 0; w < kWarps; ++w) block += s.warps[w];
@@ -231,15 +230,19 @@ __device__ void draw(SampleShared& s, const Part& p, const SampleRow& row, uint6
   }
   const uint64_t target = sample_target(row.seed, row.position, total);
   for (int w = 0; w < warp; ++w) before += s.warps[w];
-  if (target < before || target - before >= mine) return;
-  for (int i = first; i < first + share; i += 32) {
-    const uint64_t through = before + warp_through(drawable(p, row, from, i + lane));
-    const uint32_t past = __ballot_sync(kFull, target < through);
+  before += through - mine;
+  const uint32_t found = __ballot_sync(kFull, target >= before && target - before < mine);
+  if (!found) return;
+  const int holder = __ffs(static_cast<int>(found)) - 1;
+  before = __shfl_sync(kFull, before, holder);
+  for (int i = (warp * 32 + holder) * run;; i += 32) {
+    const uint64_t sum = before + warp_through(drawable(p, row, from, i + lane));
+    const uint32_t past = __ballot_sync(kFull, target < sum);
     if (past) {
       if (lane == 0) *token = p.first + i + __ffs(static_cast<int>(past)) - 1;
       return;
     }
-    before = __shfl_sync(kFull, through, 31);
+    before = __shfl_sync(kFull, sum, 31);
   }
 }
 
