@@ -22,7 +22,7 @@ __global__ void move_codes(uint8_t* published, uint8_t* blocks, int rows, int co
   const int row = static_cast<int>(i / per_row), k0 = static_cast<int>(i % per_row) * kPer;
   if (row >= tiles * kTileRows) return;
   uint8_t* block = blocks + (static_cast<int64_t>(row / kTileRows) * (per_row * kPer / kBlockK) + k0 / kBlockK) *
-                                block_code_bytes(F);
+                                block_bytes(F);
   const int r = row % kTileRows;
   for (int e = 0; e < kPer; ++e) {
     const int k = k0 + e;
@@ -56,9 +56,10 @@ __global__ void move_codes(uint8_t* published, uint8_t* blocks, int rows, int co
   }
 }
 
-// Scales of E2M1 formats: published [rows, per_row] <-> [tile][block][16][n]; padding is 0.
-template <bool kPack>
-__global__ void move_scales(uint8_t* published, uint8_t* blocks, int rows, int per_row, int n) {
+// Scales of E2M1 formats: published [rows, per_row] <-> [16][n] in each block; padding is 0.
+template <WeightFormat F, bool kPack>
+__global__ void move_scales(uint8_t* published, uint8_t* blocks, int rows, int per_row) {
+  constexpr int n = block_scale_bytes(F) / kTileRows;
   const int nblocks = (per_row + n - 1) / n;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t total = static_cast<int64_t>((rows + 15) / 16) * 16 * nblocks * n;
@@ -68,23 +69,31 @@ __global__ void move_scales(uint8_t* published, uint8_t* blocks, int rows, int p
   const int64_t row = b / nblocks * 16 + r;
   const int64_t at = b % nblocks * n + j;
   const bool inside = row < rows && at < per_row;
-  if (kPack) blocks[i] = inside ? published[row * per_row + at] : uint8_t{0};
-  else if (inside) published[row * per_row + at] = blocks[i];
+  uint8_t& packed = blocks[b * block_bytes(F) + block_code_bytes(F) + r * n + j];
+  if (kPack) packed = inside ? published[row * per_row + at] : uint8_t{0};
+  else if (inside) published[row * per_row + at] = packed;
+}
+
+// Codes and scales of a matrix of E2M1.
+template <WeightFormat F, bool kPack>
+void move_e2m1(cudaStream_t s, unsigned grid, uint8_t* file, uint8_t* file_scales, uint8_t* blocks, int rows, int cols, int row_bytes, int scales_per_row) {
+  move_codes<F, kPack><<<grid, 256, 0, s>>>(file, blocks, rows, cols, row_bytes);
+  const int64_t scales = ceil_div<int64_t>(rows, kTileRows) * ceil_div<int64_t>(cols, kBlockK) * block_scale_bytes(F);
+  move_scales<F, kPack><<<static_cast<unsigned>(ceil_div<int64_t>(scales, 256)), 256, 0, s>>>(file_scales, blocks, rows, scales_per_row);
 }
 
 struct Sizes {
-  size_t code_bytes = 0, scale_bytes = 0;  // of one matrix, packed
+  size_t code_bytes = 0, scale_bytes = 0;  // of one matrix, packed: blocks, scales of their own
   int64_t file_code_bytes = 0, file_scale_bytes = 0;
 };
 
 Sizes sizes_of(WeightFormat f, int64_t rows, int64_t cols) {
   Sizes s;
   const int64_t blocks = ceil_div<int64_t>(rows, kTileRows) * ceil_div<int64_t>(cols, kBlockK);
-  s.code_bytes = padded(static_cast<size_t>(blocks * block_code_bytes(f)));
+  s.code_bytes = padded(static_cast<size_t>(blocks * block_bytes(f)));
   s.file_code_bytes = weight_bytes(f, rows, cols);
   s.file_scale_bytes = scale_bytes(f, rows, cols);
-  s.scale_bytes = f == WeightFormat::kFp8Tile128 ? padded(static_cast<size_t>(s.file_scale_bytes))
-                                                 : padded(static_cast<size_t>(blocks * block_scale_bytes(f)));
+  s.scale_bytes = f == WeightFormat::kFp8Tile128 ? padded(static_cast<size_t>(s.file_scale_bytes)) : 0;
   return s;
 }
 
@@ -106,20 +115,16 @@ Status move(cudaStream_t s, WeightFormat f, uint8_t* file, uint8_t* file_scales,
       move_codes<WeightFormat::kFp8Tile128, kPack><<<grid, 256, 0, s>>>(file, codes, r, c, row_bytes);
       break;
     case WeightFormat::kMxfp4:
-    case WeightFormat::kNvfp4:
+    case WeightFormat::kNvfp4: {
       if (kPack) DSV4_TRY(check(cudaMemsetAsync(codes, 0, sizes.code_bytes, s), "clearing of memory"));
-      move_codes<WeightFormat::kMxfp4, kPack><<<grid, 256, 0, s>>>(file, codes, r, c, row_bytes);
-      break;
+      const auto move_all = f == WeightFormat::kMxfp4 ? move_e2m1<WeightFormat::kMxfp4, kPack> : move_e2m1<WeightFormat::kNvfp4, kPack>;
+      move_all(s, grid, file, file_scales, codes, r, c, row_bytes, static_cast<int>(sizes.file_scale_bytes / rows));
+      return check(cudaPeekAtLastError(), "move_e2m1");
+    }
     default:
       return Status(Code::kUnsupported, cat("cuda: no matrix layout for ", format_info(f).name));
   }
   DSV4_TRY(check(cudaPeekAtLastError(), "move_codes"));
-  if (const int n = block_scale_bytes(f) / kTileRows) {
-    const int per_row = static_cast<int>(sizes.file_scale_bytes / rows);
-    const int64_t total = ceil_div<int64_t>(rows, 16) * 16 * ceil_div<int64_t>(cols, kBlockK) * n;
-    move_scales<kPack><<<static_cast<unsigned>(ceil_div<int64_t>(total, 256)), 256, 0, s>>>(file_scales, scales, r, per_row, n);
-    return check(cudaPeekAtLastError(), "move_scales");
-  }
   if (sizes.file_scale_bytes == 0) return {};
   uint8_t* to = kPack ? scales : file_scales;
   const uint8_t* from = kPack ? file_scales : scales;

@@ -9,7 +9,8 @@
 //         four codes of a step in one word, their bits as e4m3_to_bf16 wants them
 //   E2M1  [2 groups of 64][32 lanes][group 0: row g, row g + 8; group 1: same]   1024 bytes
 //         eight codes of a row in one word, s0 then s1; the bits of a pair of words as e2m1_to_bf16 wants them
-// Scales: E4M3 matrices keep the published [rows/128, K/128]; E2M1 [tile][block][16 rows][4 or 8].
+// Scales: E4M3 matrices keep the published [rows/128, K/128]; those of E2M1 follow the codes in each block, [16 rows][4 or 8],
+// so that neighbouring blocks of a tile come in one copy.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,7 @@ inline constexpr int kBlockK = 128;
 // One matrix as kernels see it, by value.
 struct Matrix {
   const uint8_t* codes = nullptr;
-  const uint8_t* scales = nullptr;
+  const uint8_t* scales = nullptr;  // of E4M3
   float global_scale = 1.0f;
   int32_t rows = 0, cols = 0;
   WeightFormat format = WeightFormat::kBf16;
@@ -44,10 +45,11 @@ struct MatrixStack {
 DSV4_HD constexpr int block_code_bytes(WeightFormat f) {
   return f == WeightFormat::kBf16 ? 4096 : f == WeightFormat::kFp8Tile128 ? 2048 : 1024;
 }
-// Bytes of scales per 16 x 128 block, for formats that pack them by block.
+// Bytes of scales behind the codes of a block.
 DSV4_HD constexpr int block_scale_bytes(WeightFormat f) {
   return f == WeightFormat::kMxfp4 ? 64 : f == WeightFormat::kNvfp4 ? 128 : 0;
 }
+DSV4_HD constexpr int block_bytes(WeightFormat f) { return block_code_bytes(f) + block_scale_bytes(f); }
 
 // Codes whose bits were moved into BF16's places stand for value * 2^-n of this n.
 inline constexpr int kE4m3InPlace = 120, kE2m1InPlace = 126;

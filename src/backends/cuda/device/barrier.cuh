@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "backends/cuda/device/mma.cuh"
+
 namespace dsv4::cuda {
 
 // A phase ends with `count` arrivals. By one thread, before __syncthreads().
@@ -23,6 +25,13 @@ __device__ inline void copy_bulk(void* shared, const void* global, uint32_t byte
                "l"(global), "r"(bytes), "r"(static_cast<uint32_t>(__cvta_generic_to_shared(barrier)))
                : "memory");
 }
+// The same for weights, which are read once.
+__device__ inline void copy_bulk_stream(void* shared, const void* global, uint32_t bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(bytes), "r"(static_cast<uint32_t>(__cvta_generic_to_shared(barrier))), "l"(read_once())
+               : "memory");
+}
 // After barrier_init(), by the same thread.
 __device__ inline void barriers_known_to_copies() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // Until phase `phase` (0, 1, ...) has ended; no more than one may have ended since.
@@ -34,6 +43,15 @@ __device__ inline void barrier_wait(uint64_t* barrier, uint32_t phase) {
                  : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(barrier))), "r"(phase & 1u)
                  : "memory");
   }
+}
+// Whether it has, without the pause that try_wait makes where it has not.
+__device__ inline bool barrier_passed(uint64_t* barrier, uint32_t phase) {
+  uint32_t done;
+  asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(done)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(barrier))), "r"(phase & 1u)
+               : "memory");
+  return done;
 }
 
 }  // namespace dsv4::cuda

@@ -57,11 +57,6 @@ __device__ inline uint4 load_stream(const void* p) {
                : "l"(p), "l"(read_once()));
   return v;
 }
-__device__ inline void copy_stream_16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "l"(read_once()));
-}
 
 // Brings 128 bytes into L2.
 __device__ inline void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
@@ -69,6 +64,21 @@ __device__ inline void prefetch_line(const void* p) { asm volatile("prefetch.glo
 // Brings up to 2^32 - 16 bytes (a multiple of 16) into L2 without waiting for them.
 __device__ inline void prefetch_l2(const void* p, uint32_t bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
+}
+
+// Registers of a thread from here on, where they can be moved from one warpgroup to another. All warps of it, and on the
+// way to it no more in use than that.
+template <int N>
+__device__ inline void more_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+#endif
+}
+template <int N>
+__device__ inline void fewer_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+#endif
 }
 
 // The next kernel's blocks may come, when all of this one have said so.

@@ -27,7 +27,15 @@ constexpr int code_vectors(Product p) {  // 16-byte loads per lane and block
   return p == Product::kBf16 ? 8 : is_fp4(p) ? 2 : 4;
 }
 
-// One tile's codes and scales, by block.
+template <Product P>
+inline constexpr int kCodeBytes = code_vectors(P) * 512;
+// Of a block: codes and the scales behind them.
+template <Product P>
+inline constexpr int kBlockBytes = kCodeBytes<P> + (P == Product::kMxfp4 ? 64 : P == Product::kNvfp4 ? 128 : 0);
+static_assert(kBlockBytes<Product::kBf16> == block_bytes(WeightFormat::kBf16) && kBlockBytes<Product::kFp8> == block_bytes(WeightFormat::kFp8Tile128) &&
+              kBlockBytes<Product::kMxfp4> == block_bytes(WeightFormat::kMxfp4) && kBlockBytes<Product::kNvfp4> == block_bytes(WeightFormat::kNvfp4));
+
+// One tile's blocks, and in E4M3 its scales, one per block.
 struct Tile {
   const uint8_t* codes;
   const uint8_t* scales;
@@ -36,13 +44,8 @@ struct Tile {
 template <Product P>
 __device__ inline Tile tile_of(const Matrix& m, int tile) {
   const int64_t blocks = m.blocks();
-  Tile t{m.codes + tile * blocks * block_code_bytes(P == Product::kBf16 ? WeightFormat::kBf16
-                                                    : is_fp4(P)        ? WeightFormat::kMxfp4
-                                                                       : WeightFormat::kFp8Tile128),
-         m.scales};
+  Tile t{m.codes + tile * blocks * kBlockBytes<P>, m.scales};
   if constexpr (P == Product::kFp8) t.scales += tile * kTileRows / 128 * blocks;
-  if constexpr (P == Product::kMxfp4) t.scales += tile * blocks * 64;
-  if constexpr (P == Product::kNvfp4) t.scales += tile * blocks * 128;
   return t;
 }
 
@@ -53,27 +56,32 @@ struct Block {
   uint32_t scales[P == Product::kNvfp4 ? 4 : P == Product::kMxfp4 ? 2 : 1];
 };
 
+// The scales of rows g and g + 8 of a block of E2M1, at `scales`: of both, a byte per group of 32 or 16 along K.
 template <Product P>
-__device__ inline void load_block(const Tile& tile, int block, Block<P>& b) {
-  const int lane = threadIdx.x % 32, g = lane / 4;
-  constexpr int kVectors = code_vectors(P);
-  const uint8_t* at = tile.codes + static_cast<int64_t>(block) * (kVectors * 512) + lane * 16;
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) b.codes[i] = load_stream(at + i * 512);
-  if constexpr (P == Product::kFp8) b.scales[0] = tile.scales[block];
+__device__ inline void load_scales(const void* scales, Block<P>& b) {
+  const int g = threadIdx.x % 32 / 4;
   if constexpr (P == Product::kMxfp4) {
-    const uint32_t* s = reinterpret_cast<const uint32_t*>(tile.scales + static_cast<int64_t>(block) * 64);
+    const uint32_t* s = static_cast<const uint32_t*>(scales);
     b.scales[0] = s[g];
     b.scales[1] = s[g + 8];
   }
   if constexpr (P == Product::kNvfp4) {
-    const uint2* s = reinterpret_cast<const uint2*>(tile.scales + static_cast<int64_t>(block) * 128);
+    const uint2* s = static_cast<const uint2*>(scales);
     const uint2 low = s[g], high = s[g + 8];
     b.scales[0] = low.x;
     b.scales[1] = low.y;
     b.scales[2] = high.x;
     b.scales[3] = high.y;
   }
+}
+
+template <Product P>
+__device__ inline void load_block(const Tile& tile, int block, Block<P>& b) {
+  const uint8_t* at = tile.codes + static_cast<int64_t>(block) * kBlockBytes<P>;
+#pragma unroll
+  for (int i = 0; i < code_vectors(P); ++i) b.codes[i] = load_stream(at + i * 512 + threadIdx.x % 32 * 16);
+  if constexpr (P == Product::kFp8) b.scales[0] = tile.scales[block];
+  load_scales<P>(at + kCodeBytes<P>, b);
 }
 
 // The factor that makes value * 2^(scale - 127) of a code in place, as a pair of BF16.

@@ -1,113 +1,98 @@
-// Weights of two tiles on their way through shared memory: a warp's own ring, so that what is under way costs no
-// registers and goes on while the warp waits for something else.
+// Weights of two tiles on their way through shared memory: neighbouring blocks in bulk copies, for which one lane of a
+// warp asks that does nothing else. What is under way costs neither registers nor instructions of those who multiply, and goes on
+// while they wait for something else.
 #pragma once
 
+#include "backends/cuda/device/barrier.cuh"
 #include "backends/cuda/device/multiply.cuh"
 
 namespace dsv4::cuda {
 
-// A piece is 1 KiB of codes of one tile, 128 of K in E2M1 or 64 in E4M3, and behind them its scales. A stage of the
-// ring holds `Span` pieces of each of two tiles, for the same K; the last stage of a tile may have fewer.
-inline constexpr int kPieceCodes = 1024, kPieceBytes = kPieceCodes + 128;
-template <int Span>
-inline constexpr int kStageBytes = 2 * Span * kPieceBytes;
+// A stage of the ring holds neighbouring blocks of each of two tiles: `Wide` of E2M1, or half as many of E4M3 and
+// behind them their scales. A copy of any size takes some hundred cycles of the warp that asks for it, and 45 to 70 of its
+// processor, so it should be no less than 2 KiB.
+template <int Wide>
+inline constexpr int kStageTileBytes = Wide * kBlockBytes<Product::kNvfp4>;
+template <int Wide>
+inline constexpr int kStageBytes = 2 * kStageTileBytes<Wide>;
+template <Product P, int Wide>
+inline constexpr int kStageBlocks = is_fp4(P) ? Wide : Wide / 2;
 
-// The 16 aligned bytes around one, and its place among them.
-__device__ inline const uint8_t* around(const uint8_t* p) { return reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(p) & ~uintptr_t{15}); }
+// Scales of E4M3 are copied with the 16 bytes around them.
 __device__ inline int offset_in_16(const uint8_t* p) { return static_cast<int>(reinterpret_cast<uintptr_t>(p) & 15); }
+inline constexpr int kScaleBytes = 32;
+static_assert(kStageBlocks<Product::kFp8, 4> <= 16 && kStageBlocks<Product::kFp8, 4> * kBlockBytes<Product::kFp8> + kScaleBytes <= kStageTileBytes<4> &&
+              kBlockBytes<Product::kFp8> + kScaleBytes <= kStageTileBytes<2>);
 
-template <Product P>
-inline constexpr int kPiecesOfBlock = code_vectors(P) * 512 / kPieceCodes;
-// Bytes of scales copied with a piece. E4M3 has one byte per block of K: the 16 bytes around it.
-template <Product P>
-inline constexpr int kPieceScales = P == Product::kNvfp4 ? 128 : P == Product::kMxfp4 ? 64 : 16;
+// What is left to ask for of two tiles.
+struct StageSource {
+  const uint8_t* codes[2];
+  const uint8_t* scales[2];
+  int left = 0;  // blocks
 
-// The pieces that a warp asks for next: of every kApart-th block of two tiles.
-struct NextPieces {
-  const uint8_t* codes[2];  // this lane's
-  const uint8_t* scales;    // of the tile whose scales this lane copies
-  int left;
-
-  template <Product P>
-  __device__ void begin(const Tile (&tiles)[2], int first, int blocks) {
-    const int lane = threadIdx.x % 32;
-    left = blocks * kPiecesOfBlock<P>;
-    for (int m = 0; m < 2; ++m) codes[m] = tiles[m].codes + first * (kPiecesOfBlock<P> * kPieceCodes) + lane * 16;
-    constexpr int kLanes = kPieceScales<P> / 16;
-    scales = lane < kLanes ? tiles[0].scales : tiles[1].scales;
-    if constexpr (P == Product::kFp8) scales += first;
-    else scales += first * kPieceScales<P> + lane % kLanes * 16;
-  }
-  // Asks for a stage when no lane reads it any more. (Bulk copies of this size are slower: about 60 cycles of a
-  // processor each.)
-  template <Product P, int kApart, int Span>
-  __device__ void ask(char* stage) {
-    const int lane = threadIdx.x % 32;
-    constexpr int kLanes = kPieceScales<P> / 16;
-    char* const to = stage + lane * 16;
-    char* const scales_to = stage + lane / kLanes * (Span * kPieceBytes) + kPieceCodes + lane % kLanes * 16;
-#pragma unroll
-    for (int h = 0; h < Span; ++h) {
-      if (h > 0 && left == 0) break;
-#pragma unroll
-      for (int m = 0; m < 2; ++m) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) copy_stream_16(to + (m * Span + h) * kPieceBytes + i * 512, codes[m] + i * 512);
-      }
-      if (lane < 2 * kLanes) copy_stream_16(scales_to + h * kPieceBytes, P == Product::kFp8 ? around(scales) : scales);
-      --left;
-      const bool next_block = kPiecesOfBlock<P> == 1 || left % 2 == 0;
-      for (int m = 0; m < 2; ++m) codes[m] += kPieceCodes + (next_block ? (kApart - 1) * kPiecesOfBlock<P> * kPieceCodes : 0);
-      if (next_block) scales += kApart * (P == Product::kFp8 ? 1 : kPieceScales<P>);
+  __device__ void begin(const Tile (&tiles)[2], int blocks) {
+    for (int m = 0; m < 2; ++m) {
+      codes[m] = tiles[m].codes;
+      scales[m] = tiles[m].scales;
     }
+    left = blocks;
+  }
+  // Asks for the next stage; `full` is told.
+  template <Product P, int Wide>
+  __device__ void fill(char* stage, uint64_t* full) {
+    const int n = min(left, kStageBlocks<P, Wide>), bytes = n * kBlockBytes<P>;
+    int scale_bytes[2] = {};
+    if constexpr (P == Product::kFp8) {
+      for (int m = 0; m < 2; ++m) scale_bytes[m] = (offset_in_16(scales[m]) + n + 15) / 16 * 16;
+    }
+    barrier_expect(full, static_cast<uint32_t>(2 * bytes + scale_bytes[0] + scale_bytes[1]));
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      char* const to = stage + m * kStageTileBytes<Wide>;
+      copy_bulk_stream(to, codes[m], static_cast<uint32_t>(bytes), full);
+      codes[m] += bytes;
+      if constexpr (P == Product::kFp8) {
+        copy_bulk_stream(to + kStageBlocks<P, Wide> * kBlockBytes<P>, scales[m] - offset_in_16(scales[m]), static_cast<uint32_t>(scale_bytes[m]), full);
+        scales[m] += n;
+      }
+    }
+    left -= n;
   }
 };
 
-// This lane's part of the pieces of two tiles in a stage: piece h of the stage, of block `block`.
-template <Product P, int Span>
-__device__ inline void read_pieces(const Tile (&tiles)[2], int block, const char* stage, int h, Block<P> (&b)[2]) {
-  const int lane = threadIdx.x % 32, g = lane / 4;
-#pragma unroll
-  for (int m = 0; m < 2; ++m) {
-    const char* piece = stage + (m * Span + h) * kPieceBytes;
-    const char* scales = piece + kPieceCodes;
-    for (int i = 0; i < 2; ++i) b[m].codes[i] = *reinterpret_cast<const uint4*>(piece + i * 512 + lane * 16);
-    if constexpr (P == Product::kFp8) b[m].scales[0] = static_cast<uint8_t>(scales[offset_in_16(tiles[m].scales + block)]);
-    if constexpr (P == Product::kMxfp4) {
-      b[m].scales[0] = reinterpret_cast<const uint32_t*>(scales)[g];
-      b[m].scales[1] = reinterpret_cast<const uint32_t*>(scales)[g + 8];
-    }
-    if constexpr (P == Product::kNvfp4) {
-      const uint2 low = reinterpret_cast<const uint2*>(scales)[g], high = reinterpret_cast<const uint2*>(scales)[g + 8];
-      b[m].scales[0] = low.x;
-      b[m].scales[1] = low.y;
-      b[m].scales[2] = high.x;
-      b[m].scales[3] = high.y;
-    }
-  }
-}
-
-// total += the products of a stage with NT * 8 tokens, whose operands for this lane begin at x[NT]: of pieces first .. first + Span, below `count`, of every kApart-th block from `share` on.
-// taken() comes when the stage has been read.
-template <Product P, int kApart, int Span, int NT, class Taken>
-__device__ inline void multiply_stage(const Tile (&tiles)[2], int share, int first, int count, const char* stage, const char* const (&x)[NT],
+// total += the products of the blocks in a stage, `first` and those after it below `blocks`, that share `share` of
+// kApart has, with NT * 8 tokens, whose operands for this lane begin at x[NT]. taken() comes when the stage has been read.
+template <Product P, int kApart, int Wide, int NT, class Taken>
+__device__ inline void multiply_stage(const Tile (&tiles)[2], int share, int first, int blocks, const char* stage, const char* const (&x)[NT],
                                       float (&total)[2][NT][4], const Taken& taken) {
-  const auto block_of = [&](int h) { return share + (first + h) / kPiecesOfBlock<P> * kApart; };
-  const auto at = [&](int h) {
-    return (block_of(h) * kPiecesOfBlock<P> + (first + h) % kPiecesOfBlock<P>) * (kBlockK * 2 / kPiecesOfBlock<P>);
-  };
+  const int lane = threadIdx.x % 32;
+  // Half a block of E4M3 at a time takes no more registers than a block of E2M1.
+  constexpr int kPieces = is_fp4(P) ? 1 : 2, kVectors = code_vectors(P) / kPieces, kMine = kStageBlocks<P, Wide> / kApart;
 #pragma unroll
-  for (int h = 0; h < Span - 1; ++h) {
-    if (h > 0 && first + h >= count) break;
-    Block<P> b[2];
-    read_pieces<P, Span>(tiles, block_of(h), stage, h, b);
-    multiply_groups<P, 4 / kPiecesOfBlock<P>>(b, x, at(h), total);
+  for (int h = 0; h < (kMine > 0 ? kMine : 1); ++h) {
+    // A stage of a single block is the one share's or the other's.
+    const int in_stage = kMine > 0 ? h * kApart + share : 0, block = first + in_stage;
+    const bool present = block < blocks && (kMine > 0 || first % kApart == share), last = h + 1 >= kMine;
+    const char* const at = stage + in_stage * kBlockBytes<P>;
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      Block<P> b[2];
+      if (present) {
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          const char* const codes = at + m * kStageTileBytes<Wide> + piece * (kVectors * 512);
+          for (int i = 0; i < kVectors; ++i) b[m].codes[i] = *reinterpret_cast<const uint4*>(codes + i * 512 + lane * 16);
+          load_scales<P>(codes + kCodeBytes<P>, b[m]);
+          if constexpr (P == Product::kFp8) {
+            const char* const scales = stage + m * kStageTileBytes<Wide> + kStageBlocks<P, Wide> * kBlockBytes<P>;
+            b[m].scales[0] = static_cast<uint8_t>(scales[offset_in_16(tiles[m].scales + first) + in_stage]);
+          }
+        }
+      }
+      if (last && piece + 1 == kPieces) taken();
+      if (present) multiply_groups<P, 4 / kPieces>(b, x, block * (kBlockK * 2) + piece * (kBlockK * 2 / kPieces), total);
+    }
   }
-  const bool last = Span == 1 || first + Span - 1 < count;
-  Block<P> b[2];
-  if (last) read_pieces<P, Span>(tiles, block_of(Span - 1), stage, Span - 1, b);
-  taken();
-  if (last) multiply_groups<P, 4 / kPiecesOfBlock<P>>(b, x, at(Span - 1), total);
 }
 
 }  // namespace dsv4::cuda

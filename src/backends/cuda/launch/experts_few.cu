@@ -2,9 +2,9 @@
 //   up    w1 and w3, clamp, SwiGLU, routing weight; h as it is
 //   down  act8 of h, w2, BF16 per expert
 // All rows of all tasks stand in one line, in units of two tiles of 16 rows (w1 and w3, or two of w2), and every block
-// has an equal share of the work. A team of two warps takes a unit, each one share of K; weights come through rings
-// (device/stream.cuh) that run ahead over the borders of units and tasks; tokens lie in shared memory whole, of as many
-// tasks as there is room for.
+// has an equal share of the work. A team of two warps takes a unit, each one share of K; weights come through a ring of
+// each team (device/stream.cuh), which a warp of its own keeps full over the borders of units and tasks; tokens lie in
+// shared memory whole, of as many tasks as there is room for.
 // With very few rows `up` makes the plan and rounds its input itself, and in `down` the last warp to finish a unit's rows
 // of the output adds the experts up: no other kernel is needed.
 #include <algorithm>
@@ -17,7 +17,13 @@
 namespace dsv4::cuda {
 namespace {
 
-constexpr int kWarps = 16, kThreads = kWarps * 32;
+constexpr int kWarps = 16, kAskingWarps = 4;  // that multiply, and that ask for weights
+constexpr int kThreads = (kWarps + kAskingWarps) * 32;
+// Of the 96 per thread that a block of so many gets.
+template <int N>
+constexpr int kMultiplyRegisters = N == 8 ? 104 : 112;
+template <int N>
+constexpr int kAskRegisters = N == 8 ? 64 : 32;
 constexpr int kTeams = kWarps / kShares;  // of neighbouring warps, one per share
 constexpr int kMostPairs = 32;            // of a plan that blocks make for themselves
 constexpr int kOwnTask = 8;               // tokens of its tasks at most
@@ -26,14 +32,21 @@ constexpr int kOwnTask = 8;               // tokens of its tasks at most
 struct Shares {
   int32_t routed_units, shared_units;  // of a task
   int32_t routed_cost, shared_cost;    // of a unit
+  int32_t border_cost;                 // from the last routed task to the shared ones
   int32_t shared_tasks;                // the last ones; 0 where the shared expert has kernels of its own
   int32_t late_blocks, late_cost;      // the last blocks wait for the shared expert's kernel: how many, and how long
 };
 
-// Of a block of two tiles: by instructions, not by bytes.
+// Of a block of two tiles. Measured, as the others: by blocks that came late.
 constexpr int block_cost(Product product) { return product == Product::kMxfp4 ? 10 : 13; }
-// Of a block of K in the shared expert's kernel. Measured, as the others.
-constexpr int kLateCost = 330;
+// Of the shared expert's, by a kernel that has all tokens of its tasks at once, where each warp's own speed decides, and
+// by others.
+constexpr int shared_block_cost(bool raw) { return raw ? 18 : 16; }
+// The shared expert's tokens find no room beside others': all warps wait for each other and for them.
+constexpr int kBorderCost = 1400;
+// Of a block of K in the shared expert's kernel.
+template <int N>
+constexpr int kLateCost = N == 8 ? 400 : 200;
 
 // A plan for the few pairs of tokens and experts.
 struct OwnPlan {
@@ -44,7 +57,7 @@ struct OwnPlan {
 
 // By one warp, a lane per pair.
 __device__ void make_own_plan(const Experts& p, OwnPlan& own) {
-  const int lane = threadIdx.x, n = p.T * p.k;
+  const int lane = threadIdx.x % 32, n = p.T * p.k;
   const int id = lane < n ? __ldcg(p.ids + lane) : -1 - lane;
   const uint32_t same = __match_any_sync(~0u, id), before = (1u << lane) - 1;
   const int place = __popc(same & before), begin = place / kOwnTask * kOwnTask;
@@ -125,13 +138,13 @@ struct Line {
   // The first unit of block `block`.
   __device__ int share(int block) const {
     const int blocks = gridDim.x, on_time = blocks - s.late_blocks, of_routed = routed * s.routed_units * s.routed_cost;
-    const int all = of_routed + s.shared_tasks * s.shared_units * s.shared_cost;
+    const int before_shared = of_routed + s.border_cost, all = before_shared + s.shared_tasks * s.shared_units * s.shared_cost;
     const int late_cost = s.late_blocks == 0 ? 0 : min(s.late_cost, all / on_time);
     const float part = static_cast<float>(block) / static_cast<float>(blocks);
     const int cost = static_cast<int>(static_cast<float>(all + s.late_blocks * late_cost) * part) - max(0, block - on_time) * late_cost;
     if (block == blocks) return units();
     const int unit = cost <= of_routed ? (cost + s.routed_cost - 1) / s.routed_cost
-                                       : routed * s.routed_units + (cost - of_routed + s.shared_cost - 1) / s.shared_cost;
+                                       : routed * s.routed_units + (max(0, cost - before_shared) + s.shared_cost - 1) / s.shared_cost;
     return min(unit, units());
   }
 };
@@ -198,42 +211,44 @@ __device__ void find_tokens(const Line& line, int from, int last, Tokens<N>& tok
   }
 }
 
-// What a warp asks for, always as far ahead as the ring allows.
-template <Product P, int N, int Span, int S, bool kUp>
+// What is asked for of a team's units, always as far ahead as its ring allows. By one lane per team.
+template <Product P, int Wide, int S, bool kUp>
 struct Ahead {
   const Line& line;
   char* ring;
-  int unit, last, share, expert, stage;  // stage: bytes into the ring
-  NextPieces pieces;
+  uint64_t *full, *empty;  // [S]
+  int unit, last, expert = 0, stage = 0;
+  uint32_t round = 0;  // of the ring
+  StageSource source;
 
+  // The next unit that has weights.
   __device__ void find() {
-    for (pieces.left = 0; unit < last; unit += kTeams) {
+    for (; source.left == 0 && unit < last; unit += kTeams) {
       const int task = line.task_of(unit), of_task = unit - line.begin_of(task);
       expert = line.expert_of(task);
-      const int blocks = (first_matrix<kUp>(line.p, expert).blocks() - share + kShares - 1) / kShares;
-      if (blocks == 0) continue;
       Tile tiles[kPair];
-      if (expert < 0) {
-        tiles_of<Product::kFp8, kUp>(line.p, expert, of_task, tiles);
-        return pieces.begin<Product::kFp8>(tiles, share, blocks);
-      }
-      tiles_of<P, kUp>(line.p, expert, of_task, tiles);
-      return pieces.begin<P>(tiles, share, blocks);
+      if (expert < 0) tiles_of<Product::kFp8, kUp>(line.p, expert, of_task, tiles);
+      else tiles_of<P, kUp>(line.p, expert, of_task, tiles);
+      source.begin(tiles, first_matrix<kUp>(line.p, expert).blocks());
     }
   }
-  // One group of copies, which may be empty.
-  __device__ void next() {
-    if (pieces.left > 0) {
-      char* to = ring + stage;
-      if (expert < 0) pieces.ask<Product::kFp8, kShares, Span>(to);
-      else pieces.ask<P, kShares, Span>(to);
-      if ((stage += kStageBytes<Span>) == S * kStageBytes<Span>) stage = 0;
-      if (pieces.left == 0) {
-        unit += kTeams;
-        find();
-      }
+  __device__ void fill() {
+    char* const to = ring + stage * kStageBytes<Wide>;
+    if (expert < 0) source.fill<Product::kFp8, Wide>(to, full + stage);
+    else source.fill<P, Wide>(to, full + stage);
+    if (++stage == S) {
+      stage = 0;
+      ++round;
     }
-    copy_async_commit();
+    if (source.left == 0) find();
+  }
+  // All of it, by all lanes of a warp together.
+  __device__ void ask() {
+    find();
+    while (__any_sync(~0u, source.left > 0)) {
+      // In the first round, the phase before the first: it counts as ended.
+      if (source.left > 0 && barrier_passed(empty + stage, round - 1)) fill();
+    }
   }
 };
 
@@ -291,20 +306,27 @@ __device__ void add_up(const Experts& p, const OwnPlan& own, int unit, int arriv
   }
 }
 
-template <Product P, int N, int Span, int S, bool kUp>
+template <Product P, int N, int Wide, int S, bool kUp>
 __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant__ Experts p, const __grid_constant__ Shares s, Part part) {
-  extern __shared__ __align__(1024) char dynamic[];
-  __shared__ uint64_t sent[kWarps], taken[kWarps];
+  extern __shared__ __align__(128) char dynamic[];
+  __shared__ uint64_t sent[kWarps], taken[kWarps], full[kTeams][S], empty[kTeams][S], met;
   __shared__ Tokens<N> tokens;
   __shared__ OwnPlan own;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, team = warp / kShares, share = warp % kShares;
   const int stride_blocks = kUp ? (p.D + kBlockK - 1) / kBlockK : p.h_stride / kBlockK, stride = few_stride(stride_blocks);
-  char* const ring = dynamic + warp * S * kStageBytes<Span>;
-  float* const outboxes = reinterpret_cast<float*>(dynamic + kWarps * S * kStageBytes<Span>);
+  float* const outboxes = reinterpret_cast<float*>(dynamic + kTeams * S * kStageBytes<Wide>);
   char* const rows = reinterpret_cast<char*>(outboxes + kWarps * kOutbox<N>);
-  if (lane == 0) {
+  if (lane == 0 && warp < kWarps) {
     barrier_init(&sent[warp], 32);
     barrier_init(&taken[warp], 32);
+    if (share == 0) {
+      for (int i = 0; i < S; ++i) {
+        barrier_init(&full[team][i], 1);
+        barrier_init(&empty[team][i], kShares * 32);
+      }
+    }
+    if (warp == 0) barrier_init(&met, kWarps * 32);
+    barriers_known_to_copies();
   }
   // `up`: the next kernel comes when all blocks are past this: what made the plan is done then, so `down` may read it
   // and ask for weights while `up` still runs.
@@ -313,32 +335,45 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
     if (kUp && blockIdx.x == 0) {
       for (int i = threadIdx.x; i < output_units(p.D); i += kThreads) p.finished[i] = 0;
     }
-    if (warp == 0) make_own_plan(p, own);
-    else if (kUp) stage_act8(p.T, p.D, rows, stride, warp - 1, kWarps - 1, [&](int n) { return p.raw + static_cast<int64_t>(n) * p.D; });
-    __syncthreads();
+    if (warp == kWarps) make_own_plan(p, own);
+    else if (kUp) stage_act8(p.T, p.D, rows, stride, warp, kWarps, [&](int n) { return p.raw + static_cast<int64_t>(n) * p.D; });
   }
+  __syncthreads();
   const Line line(p, s, own);
   const int first = line.share(static_cast<int>(blockIdx.x)), last = line.share(static_cast<int>(blockIdx.x) + 1);
-  Ahead<P, N, Span, S, kUp> ahead{.line = line, .ring = ring, .unit = first + team, .last = last, .share = share};
-  // The first warp looks up what the first task's tokens are while the others ask for weights.
+  if (warp >= kWarps) {
+    fewer_registers<kAskRegisters<N>>();
+    constexpr int kTeamsEach = kTeams / kAskingWarps;
+    const int mine = (warp - kWarps) * kTeamsEach + lane % kTeamsEach;
+    Ahead<P, Wide, S, kUp> ahead{.line = line, .ring = dynamic + mine * S * kStageBytes<Wide>, .full = full[mine], .empty = empty[mine],
+                                 .unit = lane < kTeamsEach ? first + mine : last, .last = last, .source = {}};
+    ahead.ask();
+    return;
+  }
+  more_registers<kMultiplyRegisters<N>>();
+  // All warps that multiply. Not a named barrier: after one, racecheck takes no other for one.
+  auto meet = [&, times = 0u]() mutable {
+    barrier_arrive(&met);
+    barrier_wait(&met, times++);
+  };
+  const char* const ring = dynamic + team * S * kStageBytes<Wide>;
+  // The first warp looks up what the first task's tokens are while the first weights are asked for.
   if (warp == 0) find_tokens<N, kUp>(line, first, last, tokens);
-  ahead.find();
-  for (int i = 0; i < S; ++i) ahead.next();
   if (!kUp) begin(part, false);
 
-  int stage = 0, units = 0;  // of the ring; behind
+  int stages = 0, units = 0;  // behind
   for (int from = first, unit = first + team; from < last;) {
     if (from != first) {
-      __syncthreads();
+      meet();
       if (warp == 0) find_tokens<N, kUp>(line, from, last, tokens);
     }
-    __syncthreads();
+    meet();
     const int to = tokens.end;
     if constexpr (kUp) {
       if (!p.raw) {
         for (int n = 0; n < tokens.count; ++n) {
           const bf16* x = p.x + static_cast<int64_t>(row_of(p, tokens.pair[n])) * stride_blocks * kBlockK;
-          for (int i = threadIdx.x; i < stride_blocks * 16; i += kThreads) copy_async_16(rows + n * stride + i * 16, x + i * 8);
+          for (int i = threadIdx.x; i < stride_blocks * 16; i += kWarps * 32) copy_async_16(rows + n * stride + i * 16, x + i * 8);
         }
         copy_async_commit();
         copy_async_wait<0>();
@@ -350,7 +385,7 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
                    [&](int n) { return p.h + static_cast<int64_t>(tokens.pair[at + n]) * p.h_stride; });
       }
     }
-    __syncthreads();
+    meet();
 
     int in_group = 0;  // the task of `unit`
     for (; unit < to; unit += kTeams, ++units) {
@@ -367,15 +402,10 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
       const auto multiply = [&]<Product Q>() {
         Tile tiles[kPair];
         tiles_of<Q, kUp>(p, expert, of_task, tiles);
-        const int pieces = (blocks - share + kShares - 1) / kShares * kPiecesOfBlock<Q>;
-        for (int i = 0; i < pieces; i += Span) {
-          copy_async_wait<S - 1>();
-          __syncwarp();
-          multiply_stage<Q, kShares, Span>(tiles, share, i, pieces, ring + stage, x, total, [&] {
-            __syncwarp();
-            ahead.next();
-          });
-          if ((stage += kStageBytes<Span>) == S * kStageBytes<Span>) stage = 0;
+        for (int i = 0; i < blocks; i += kStageBlocks<Q, Wide>, ++stages) {
+          barrier_wait(&full[team][stages % S], static_cast<uint32_t>(stages / S));
+          multiply_stage<Q, kShares, Wide>(tiles, share, i, blocks, ring + stages % S * kStageBytes<Wide>, x, total,
+                                           [&] { barrier_arrive(&empty[team][stages % S]); });
         }
       };
       if (expert < 0) multiply.template operator()<Product::kFp8>();
@@ -424,11 +454,11 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
 }
 
 template <int N>
-constexpr int kOwnBytes = sizeof(OwnPlan) + sizeof(Tokens<N>) + kWarps * 2 * 8 + 256;
-// Whether a ring of S stages of Span pieces fits.
+constexpr int kOwnBytes = sizeof(OwnPlan) + sizeof(Tokens<N>) + kWarps * 2 * 8 + kTeams * 2 * 4 * 8 + 256;
+// Whether rings of S stages fit.
 template <int N>
-bool fits(int span, int stages, int blocks) {
-  return kOwnBytes<N> + fixed_bytes<N>(blocks) + kWarps * stages * span * kStageBytes<1> <= kMaxSharedBytes;
+constexpr bool fits(int stage_bytes, int stages, int blocks) {
+  return kOwnBytes<N> + fixed_bytes<N>(blocks) + kTeams * stages * stage_bytes <= kMaxSharedBytes;
 }
 
 template <Product P, int N, bool kUp>
@@ -438,25 +468,17 @@ Status launch(OpContext& ctx, const Experts& p, Part part) {
   const int routed_blocks = ceil_div(kUp ? p.D : p.I, kBlockK), shared_blocks = ceil_div(kUp ? p.D : p.shared_I, kBlockK);
   const int blocks = std::max(routed_blocks, shared_blocks);
   Shares s{.routed_units = ceil_div(routed_rows, kRows), .shared_units = ceil_div(shared_rows, kRows),
-           .routed_cost = block_cost(P) * routed_blocks, .shared_cost = block_cost(Product::kFp8) * shared_blocks,
+           .routed_cost = block_cost(P) * routed_blocks, .shared_cost = shared_block_cost(p.raw != nullptr) * shared_blocks,
+           .border_cost = part == Part::kAll && !p.raw ? kBorderCost : 0,
            .shared_tasks = part == Part::kAll ? ceil_div(p.T, p.raw ? kOwnTask : N) : 0, .late_blocks = 0, .late_cost = 0};
   if (part == Part::kRouted) {
     s.late_blocks = std::min(shared_kernel_blocks(p, kUp), kProcessors - 1);
-    s.late_cost = kLateCost * shared_blocks;
+    s.late_cost = kLateCost<N> * shared_blocks;
   }
-  // Two pieces a stage cost fewer instructions each, but take more room.
-  int stages = 2, span = 1;
-  auto kernel = few_kernel<P, N, 1, 2, kUp>;
-  if constexpr (N == 8) {
-    if (fits<N>(2, 2, blocks)) {
-      span = 2;
-      kernel = few_kernel<P, N, 2, 2, kUp>;
-    }
-  } else if (fits<N>(1, 3, blocks)) {
-    stages = 3;
-    kernel = few_kernel<P, N, 1, 3, kUp>;
-  }
-  const int bytes = fixed_bytes<N>(blocks) + kWarps * stages * span * kStageBytes<1>;
+  constexpr int kStages = 2;
+  const bool wide = fits<N>(kStageBytes<4>, kStages, blocks);
+  const auto kernel = wide ? few_kernel<P, N, 4, kStages, kUp> : few_kernel<P, N, 2, kStages, kUp>;
+  const int bytes = fixed_bytes<N>(blocks) + kTeams * kStages * (wide ? kStageBytes<4> : kStageBytes<2>);
   DSV4_TRY(allow_shared(kernel, bytes));
   return enqueue(ctx, kUp ? "up_few_kernel" : "down_few_kernel", kernel, kProcessors, kThreads, static_cast<size_t>(bytes), p, s, part);
 }
@@ -470,7 +492,7 @@ Status launch_tokens(OpContext& ctx, const Experts& p, int per_task, bool is_up,
 }  // namespace
 
 int few_task_tokens(int blocks) {
-  return fits<16>(1, 2, blocks) ? 16 : fits<8>(1, 2, blocks) ? 8 : 0;
+  return fits<16>(kStageBytes<2>, 2, blocks) ? 16 : fits<8>(kStageBytes<2>, 2, blocks) ? 8 : 0;
 }
 
 bool plans_itself(int64_t T, int64_t k, int64_t D) {
