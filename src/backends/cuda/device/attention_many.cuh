@@ -71,10 +71,12 @@ struct Sources {
   uint32_t packed = 0;  // bit i: the row of turn i is in FP8
 };
 // Lane l says where row l lies, and whether it is in FP8: then eight lanes copy 64 codes of it.
+template <bool kFp8>
 __device__ inline Sources sources_of(const char* row, bool packed) {
   const int lane = threadIdx.x % 32;
   const auto bits = reinterpret_cast<unsigned long long>(row);
-  const uint32_t all_packed = __ballot_sync(~0u, packed);
+  uint32_t all_packed = 0;
+  if constexpr (kFp8) all_packed = __ballot_sync(~0u, packed);
   Sources s;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -263,7 +265,7 @@ __device__ inline void produce(const AttentionParams& p, Shared& shared, int ite
       const int key = x * kChunk + mine;
       brought = __all_sync(~0u, in_ring(key));
       if (brought) {
-        const Sources sources = sources_of(ring_row(key), kFp8);
+        const Sources sources = sources_of<kFp8>(ring_row(key), kFp8);
         if constexpr (kFp8) {
           copy_packed_rows<0>(keys, first, sources);
           copy_packed_rows<1>(keys, first, sources);
@@ -289,7 +291,7 @@ __device__ inline void produce(const AttentionParams& p, Shared& shared, int ite
     for (; x < chunks; x += 2) {
       const bool packed = in_cache(x * kChunk + mine);
       const char* next = nullptr;
-      const Sources sources = sources_of(row, packed);
+      const Sources sources = sources_of<kFp8>(row, packed);
       if constexpr (kFp8) {
         if (used) barrier_sync<kProducersAndAdders>(kKeysEmpty + pair * 2);
         if (!brought) copy_packed_rows<0>(keys, first, sources);
