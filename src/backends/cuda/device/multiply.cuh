@@ -23,17 +23,19 @@ constexpr Product product_of(WeightFormat format) {
 }
 
 constexpr bool is_fp4(Product p) { return p == Product::kMxfp4 || p == Product::kNvfp4; }
-constexpr int code_vectors(Product p) {  // 16-byte loads per lane and block
-  return p == Product::kBf16 ? 8 : is_fp4(p) ? 2 : 4;
+constexpr WeightFormat format_of(Product p) {
+  switch (p) {
+    case Product::kFp8: return WeightFormat::kFp8Tile128;
+    case Product::kMxfp4: return WeightFormat::kMxfp4;
+    case Product::kNvfp4: return WeightFormat::kNvfp4;
+    default: return WeightFormat::kBf16;
+  }
 }
-
+constexpr int code_vectors(Product p) { return block_code_bytes(format_of(p)) / 512; }  // 16-byte loads per lane and block
 template <Product P>
-inline constexpr int kCodeBytes = code_vectors(P) * 512;
-// Of a block: codes and the scales behind them.
+inline constexpr int kCodeBytes = block_code_bytes(format_of(P));  // of a block
 template <Product P>
-inline constexpr int kBlockBytes = kCodeBytes<P> + (P == Product::kMxfp4 ? 64 : P == Product::kNvfp4 ? 128 : 0);
-static_assert(kBlockBytes<Product::kBf16> == block_bytes(WeightFormat::kBf16) && kBlockBytes<Product::kFp8> == block_bytes(WeightFormat::kFp8Tile128) &&
-              kBlockBytes<Product::kMxfp4> == block_bytes(WeightFormat::kMxfp4) && kBlockBytes<Product::kNvfp4> == block_bytes(WeightFormat::kNvfp4));
+inline constexpr int kBlockBytes = block_bytes(format_of(P));
 
 // One tile's blocks, and in E4M3 its scales, one per block.
 struct Tile {

@@ -3,8 +3,8 @@
 //   down  act8 of h, w2, BF16 per expert
 // All rows of all tasks stand in one line, in units of two tiles of 16 rows (w1 and w3, or two of w2), and every block
 // has an equal share of the work. A team of two warps takes a unit, each one share of K; weights come through a ring of
-// each team (device/stream.cuh), which a warp of its own keeps full over the borders of units and tasks; tokens lie in
-// shared memory whole, of as many tasks as there is room for.
+// each team (device/stream.cuh), which warps that do nothing else keep full over the borders of units and tasks; tokens
+// lie in shared memory whole, of as many tasks as there is room for.
 // With very few rows `up` makes the plan and rounds its input itself, and in `down` the last warp to finish a unit's rows
 // of the output adds the experts up: no other kernel is needed.
 #include <algorithm>
@@ -25,6 +25,7 @@ constexpr int kMultiplyRegisters = N == 8 ? 104 : 112;
 template <int N>
 constexpr int kAskRegisters = N == 8 ? 64 : 32;
 constexpr int kTeams = kWarps / kShares;  // of neighbouring warps, one per share
+constexpr int kStages = 2;                // of a team's ring
 constexpr int kMostPairs = 32;            // of a plan that blocks make for themselves
 constexpr int kOwnTask = 8;               // tokens of its tasks at most
 
@@ -212,11 +213,11 @@ __device__ void find_tokens(const Line& line, int from, int last, Tokens<N>& tok
 }
 
 // What is asked for of a team's units, always as far ahead as its ring allows. By one lane per team.
-template <Product P, int Wide, int S, bool kUp>
+template <Product P, int Wide, bool kUp>
 struct Ahead {
   const Line& line;
   char* ring;
-  uint64_t *full, *empty;  // [S]
+  uint64_t *full, *empty;  // [kStages]
   int unit, last, expert = 0, stage = 0;
   uint32_t round = 0;  // of the ring
   StageSource source;
@@ -236,7 +237,7 @@ struct Ahead {
     char* const to = ring + stage * kStageBytes<Wide>;
     if (expert < 0) source.fill<Product::kFp8, Wide>(to, full + stage);
     else source.fill<P, Wide>(to, full + stage);
-    if (++stage == S) {
+    if (++stage == kStages) {
       stage = 0;
       ++round;
     }
@@ -306,21 +307,21 @@ __device__ void add_up(const Experts& p, const OwnPlan& own, int unit, int arriv
   }
 }
 
-template <Product P, int N, int Wide, int S, bool kUp>
+template <Product P, int N, int Wide, bool kUp>
 __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant__ Experts p, const __grid_constant__ Shares s, Part part) {
   extern __shared__ __align__(128) char dynamic[];
-  __shared__ uint64_t sent[kWarps], taken[kWarps], full[kTeams][S], empty[kTeams][S], met;
+  __shared__ uint64_t sent[kWarps], taken[kWarps], full[kTeams][kStages], empty[kTeams][kStages], met;
   __shared__ Tokens<N> tokens;
   __shared__ OwnPlan own;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, team = warp / kShares, share = warp % kShares;
   const int stride_blocks = kUp ? (p.D + kBlockK - 1) / kBlockK : p.h_stride / kBlockK, stride = few_stride(stride_blocks);
-  float* const outboxes = reinterpret_cast<float*>(dynamic + kTeams * S * kStageBytes<Wide>);
+  float* const outboxes = reinterpret_cast<float*>(dynamic + kTeams * kStages * kStageBytes<Wide>);
   char* const rows = reinterpret_cast<char*>(outboxes + kWarps * kOutbox<N>);
   if (lane == 0 && warp < kWarps) {
     barrier_init(&sent[warp], 32);
     barrier_init(&taken[warp], 32);
     if (share == 0) {
-      for (int i = 0; i < S; ++i) {
+      for (int i = 0; i < kStages; ++i) {
         barrier_init(&full[team][i], 1);
         barrier_init(&empty[team][i], kShares * 32);
       }
@@ -336,7 +337,7 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
       for (int i = threadIdx.x; i < output_units(p.D); i += kThreads) p.finished[i] = 0;
     }
     if (warp == kWarps) make_own_plan(p, own);
-    else if (kUp) stage_act8(p.T, p.D, rows, stride, warp, kWarps, [&](int n) { return p.raw + static_cast<int64_t>(n) * p.D; });
+    else if (kUp && warp < kWarps) stage_act8(p.T, p.D, rows, stride, warp, kWarps, [&](int n) { return p.raw + static_cast<int64_t>(n) * p.D; });
   }
   __syncthreads();
   const Line line(p, s, own);
@@ -345,7 +346,7 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
     fewer_registers<kAskRegisters<N>>();
     constexpr int kTeamsEach = kTeams / kAskingWarps;
     const int mine = (warp - kWarps) * kTeamsEach + lane % kTeamsEach;
-    Ahead<P, Wide, S, kUp> ahead{.line = line, .ring = dynamic + mine * S * kStageBytes<Wide>, .full = full[mine], .empty = empty[mine],
+    Ahead<P, Wide, kUp> ahead{.line = line, .ring = dynamic + mine * kStages * kStageBytes<Wide>, .full = full[mine], .empty = empty[mine],
                                  .unit = lane < kTeamsEach ? first + mine : last, .last = last, .source = {}};
     ahead.ask();
     return;
@@ -356,7 +357,7 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
     barrier_arrive(&met);
     barrier_wait(&met, times++);
   };
-  const char* const ring = dynamic + team * S * kStageBytes<Wide>;
+  const char* const ring = dynamic + team * kStages * kStageBytes<Wide>;
   // The first warp looks up what the first task's tokens are while the first weights are asked for.
   if (warp == 0) find_tokens<N, kUp>(line, first, last, tokens);
   if (!kUp) begin(part, false);
@@ -403,9 +404,9 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
         Tile tiles[kPair];
         tiles_of<Q, kUp>(p, expert, of_task, tiles);
         for (int i = 0; i < blocks; i += kStageBlocks<Q, Wide>, ++stages) {
-          barrier_wait(&full[team][stages % S], static_cast<uint32_t>(stages / S));
-          multiply_stage<Q, kShares, Wide>(tiles, share, i, blocks, ring + stages % S * kStageBytes<Wide>, x, total,
-                                           [&] { barrier_arrive(&empty[team][stages % S]); });
+          barrier_wait(&full[team][stages % kStages], static_cast<uint32_t>(stages / kStages));
+          multiply_stage<Q, kShares, Wide>(tiles, share, i, blocks, ring + stages % kStages * kStageBytes<Wide>, x, total,
+                                           [&] { barrier_arrive(&empty[team][stages % kStages]); });
         }
       };
       if (expert < 0) multiply.template operator()<Product::kFp8>();
@@ -454,11 +455,11 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
 }
 
 template <int N>
-constexpr int kOwnBytes = sizeof(OwnPlan) + sizeof(Tokens<N>) + kWarps * 2 * 8 + kTeams * 2 * 4 * 8 + 256;
-// Whether rings of S stages fit.
+constexpr int kOwnBytes = sizeof(OwnPlan) + sizeof(Tokens<N>) + (kWarps * 2 + kTeams * kStages * 2 + 1) * 8 + 256;
+// Whether rings of such stages fit.
 template <int N>
-constexpr bool fits(int stage_bytes, int stages, int blocks) {
-  return kOwnBytes<N> + fixed_bytes<N>(blocks) + kTeams * stages * stage_bytes <= kMaxSharedBytes;
+constexpr bool fits(int stage_bytes, int blocks) {
+  return kOwnBytes<N> + fixed_bytes<N>(blocks) + kTeams * kStages * stage_bytes <= kMaxSharedBytes;
 }
 
 template <Product P, int N, bool kUp>
@@ -475,9 +476,8 @@ Status launch(OpContext& ctx, const Experts& p, Part part) {
     s.late_blocks = std::min(shared_kernel_blocks(p, kUp), kProcessors - 1);
     s.late_cost = kLateCost<N> * shared_blocks;
   }
-  constexpr int kStages = 2;
-  const bool wide = fits<N>(kStageBytes<4>, kStages, blocks);
-  const auto kernel = wide ? few_kernel<P, N, 4, kStages, kUp> : few_kernel<P, N, 2, kStages, kUp>;
+  const bool wide = fits<N>(kStageBytes<4>, blocks);
+  const auto kernel = wide ? few_kernel<P, N, 4, kUp> : few_kernel<P, N, 2, kUp>;
   const int bytes = fixed_bytes<N>(blocks) + kTeams * kStages * (wide ? kStageBytes<4> : kStageBytes<2>);
   DSV4_TRY(allow_shared(kernel, bytes));
   return enqueue(ctx, kUp ? "up_few_kernel" : "down_few_kernel", kernel, kProcessors, kThreads, static_cast<size_t>(bytes), p, s, part);
@@ -492,7 +492,7 @@ Status launch_tokens(OpContext& ctx, const Experts& p, int per_task, bool is_up,
 }  // namespace
 
 int few_task_tokens(int blocks) {
-  return fits<16>(kStageBytes<2>, 2, blocks) ? 16 : fits<8>(kStageBytes<2>, 2, blocks) ? 8 : 0;
+  return fits<16>(kStageBytes<2>, blocks) ? 16 : fits<8>(kStageBytes<2>, blocks) ? 8 : 0;
 }
 
 bool plans_itself(int64_t T, int64_t k, int64_t D) {
