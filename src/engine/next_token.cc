@@ -49,10 +49,7 @@ void append(Sequence& seq, const NextToken& next) {
   if (seq.request.constraint) seq.request.constraint->accept(token);
   ++seq.usage.completion_tokens;
   seq.tokens.push_back(token);
-  const SamplingParams& p = seq.request.sampling;
-  if (p.repetition_penalty != 1 || p.frequency_penalty != 0 || p.presence_penalty != 0) {
-    seq.history.add_generated(token);
-  }
+  if (has_penalties(seq.request.sampling)) seq.history.add_generated(token);
 }
 
 }  // namespace

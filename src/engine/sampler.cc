@@ -114,8 +114,11 @@ SampleRow sample_row(const SamplingParams& params, uint64_t seed, int64_t positi
 }
 
 bool needs_logits(const SamplingParams& p) {
-  return p.repetition_penalty != 1.0f || p.frequency_penalty != 0.0f ||
-         p.presence_penalty != 0.0f || !p.logit_bias.empty() || p.logprobs >= 0;
+  return has_penalties(p) || !p.logit_bias.empty() || p.logprobs >= 0;
+}
+
+bool has_penalties(const SamplingParams& p) {
+  return p.repetition_penalty != 1.0f || p.frequency_penalty != 0.0f || p.presence_penalty != 0.0f;
 }
 
 Result<SampledToken> Sampler::sample(std::span<const float> logits, const SamplingParams& params,

@@ -21,6 +21,8 @@ Status validate_sampling(const SamplingParams& params, int64_t vocab_size);
 SampleRow sample_row(const SamplingParams& params, uint64_t seed, int64_t position);
 // Whether that is not all there is to do: penalties, bias or log probabilities are asked for.
 bool needs_logits(const SamplingParams& params);
+// Repetition, frequency or presence: what looks at the history.
+bool has_penalties(const SamplingParams& params);
 
 // What the penalties look at.
 class TokenHistory {
