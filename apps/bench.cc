@@ -181,7 +181,7 @@ void print_model(const bench::ModelBenchResult& r, const std::optional<bench::Pe
   if (r.fill_tokens_per_s > 0.0)
     std::printf("context filled at %.1f tokens/s\n", r.fill_tokens_per_s);
   if (r.launches > 0)
-    std::printf("%lld launches per step, the choice of tokens included, replayed as one graph; %.0f us of the host's time before it waits\n",
+    std::printf("%lld launches per step, from the copy of its batch to that of its tokens, replayed as one graph; %.0f us of the host's time before it waits\n",
                 static_cast<long long>(r.launches), r.host_us);
   if (r.recorded_steps > 0)
     std::printf("%lld sizes of step recorded before the first in %.0f ms, for which %.1f MB of device memory went\n",

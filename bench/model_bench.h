@@ -35,7 +35,7 @@ struct ModelBenchResult {
   double fill_tokens_per_s = 0.0;  // decode: the speed at which the context was run; 0 = not run
   int64_t bytes = 0;               // weights and cache rows read per step or prompt, at least
   int64_t flops = 0;
-  int64_t launches = 0;  // kernels and copies of a replayed step; 0 = steps are not replayed
+  int64_t launches = 0;  // kernels and copies of a replayed step, all of it; 0 = steps are not replayed
   double host_us = 0.0;  // median time of the host in a step before it waits for the device
   // Decode, where steps are replayed: what recording a step of every power of two of sequences took, up to the
   // batch, with a prompt's chunk before, and how much less of the device's memory is free for it.

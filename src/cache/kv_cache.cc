@@ -81,6 +81,10 @@ std::span<const int32_t> SequenceCache::pages() const {
   return cache_->slot(slot_).pages;
 }
 
+uint64_t SequenceCache::page_list() const {
+  return cache_ ? cache_->slot(slot_).page_list : 0;
+}
+
 Status SequenceCache::reserve(int64_t n) {
   assert(cache_ && "reserve on an empty handle");
   KvCache::Slot& s = cache_->slot(slot_);
@@ -182,6 +186,7 @@ void SequenceCache::clear() {
   assert(status.ok());
   (void)status;
   s.pages.clear();
+  s.page_list = ++cache_->last_page_list_;
   s.length = s.reserved = s.written = s.floor = 0;
 }
 
@@ -232,6 +237,7 @@ Result<SequenceCache> KvCache::open() {
   const int64_t i = free_slots_.back();
   free_slots_.pop_back();
   slot(i).open = true;
+  slot(i).page_list = ++last_page_list_;
   return SequenceCache(this, i);
 }
 

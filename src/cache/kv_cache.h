@@ -61,6 +61,8 @@ class SequenceCache {
   // what was written, and not before what was restored or shared.
   bool holds(int64_t length) const;
   std::span<const int32_t> pages() const;
+  // Names the list that pages() is the beginning of: another one after clear(). Not 0 for an open sequence.
+  uint64_t page_list() const;
 
   // Room for n rows at positions length() .. length()+n-1; replaces an earlier reservation. On
   // kResourceExhausted nothing has changed.
@@ -141,6 +143,7 @@ class KvCache {
     int64_t written = 0;  // H: one past the highest position ever written
     int64_t floor = 0;    // no rollback below it
     std::vector<int32_t> pages;
+    uint64_t page_list = 0;
   };
 
   KvCache(CachePlan plan, std::vector<Buffer> buffers, std::vector<LayerCacheView> layers);
@@ -154,6 +157,7 @@ class KvCache {
   std::function<void(int64_t)> reclaim_;
   std::vector<Slot> slots_;
   std::vector<int32_t> free_slots_;
+  uint64_t last_page_list_ = 0;
 };
 
 }  // namespace dsv4

@@ -17,26 +17,36 @@ static_assert(sizeof(SampleRow) % sizeof(int32_t) == 0);
 
 }  // namespace
 
-BatchBuilder::Layout::Layout(const BatchLimits& limits, int64_t span) {
-  max_pages = (limits.context + span - 1) / span;
+BatchBuilder::Layout::Layout(const Size& size) {
   tokens = 0;
-  positions = tokens + align(limits.max_rows);
-  row_seq = positions + align(limits.max_rows);
-  seq_begin = row_seq + align(limits.max_rows);
-  seq_slot = seq_begin + align(limits.max_sequences + 1);
-  logit_rows = seq_slot + align(limits.max_sequences);
-  samples = logit_rows + align(limits.max_logit_rows);
-  seq_pages = samples + align(limits.max_logit_rows * kSampleInts);
-  end = seq_pages + align(limits.max_sequences * max_pages);
+  positions = tokens + align(size.rows);
+  row_seq = positions + align(size.rows);
+  seq_begin = row_seq + align(size.rows);
+  seq_slot = seq_begin + align(size.sequences + 1);
+  logit_rows = seq_slot + align(size.sequences);
+  samples = logit_rows + align(size.logit_rows);
+  end = samples + align(size.logit_rows * kSampleInts);
 }
 
+int64_t BatchBuilder::pages_per_sequence(const BatchLimits& limits, int64_t span) {
+  return (limits.context + span - 1) / span;
+}
+
+BatchBuilder::BatchBuilder(const BatchLimits& limits, int64_t span)
+    : limits_(limits),
+      max_pages_(pages_per_sequence(limits, span)),
+      pages_at_(Layout({limits.max_rows, limits.max_sequences, limits.max_logit_rows}).end),
+      listed_(static_cast<size_t>(limits.max_sequences)) {}
+
 size_t BatchBuilder::device_bytes(const BatchLimits& limits, int64_t span) {
-  return static_cast<size_t>(Layout(limits, span).end) * sizeof(int32_t);
+  const Layout largest({limits.max_rows, limits.max_sequences, limits.max_logit_rows});
+  const int64_t pages = limits.max_sequences * pages_per_sequence(limits, span);
+  return static_cast<size_t>(largest.end + align(pages)) * sizeof(int32_t);
 }
 
 Result<BatchBuilder> BatchBuilder::make(const BatchLimits& limits, int64_t vocab_size,
                                         const KvCache& cache, Backend& backend) {
-  BatchBuilder builder(limits, Layout(limits, cache.span()));
+  BatchBuilder builder(limits, cache.span());
   builder.vocab_size_ = vocab_size;
   builder.cache_ = &cache;
   builder.sequence_in_slot_.resize(static_cast<size_t>(cache.slots()));
@@ -45,7 +55,7 @@ Result<BatchBuilder> BatchBuilder::make(const BatchLimits& limits, int64_t vocab
   return builder;
 }
 
-Status BatchBuilder::check(std::span<const SequenceRows> sequences) {
+Result<BatchBuilder::Size> BatchBuilder::check(std::span<const SequenceRows> sequences) {
   int64_t rows = 0, logit_rows = 0;
   std::fill(sequence_in_slot_.begin(), sequence_in_slot_.end(), -1);
   for (size_t s = 0; s < sequences.size(); ++s) {
@@ -78,12 +88,24 @@ Status BatchBuilder::check(std::span<const SequenceRows> sequences) {
                       logit_rows, " rows of logits; room for ", limits_.max_rows, ", ",
                       limits_.max_sequences, " and ", limits_.max_logit_rows));
   }
-  return {};
+  return Size{rows, std::ssize(sequences), logit_rows};
 }
 
-Result<ForwardBatch> BatchBuilder::build(std::span<const SequenceRows> sequences, Backend& backend,
-                                         Stream& stream) {
-  DSV4_TRY(check(sequences));
+// Long contexts have many pages, and from one step to the next hardly any is new. The tail of a table is
+// never read; zero keeps batches reproducible.
+void BatchBuilder::list_pages(int64_t s, const SequenceCache& sequence) {
+  int32_t* const table = host_.as<int32_t>() + pages_at_ + s * max_pages_;
+  const std::span<const int32_t> held = sequence.pages();
+  const int64_t n = std::min(std::ssize(held), max_pages_);
+  Listed& there = listed_[static_cast<size_t>(s)];
+  const int64_t same = there.list == sequence.page_list() ? there.pages : 0;
+  std::copy(held.begin() + same, held.begin() + n, table + same);
+  if (n < there.pages) std::fill(table + n, table + there.pages, 0);
+  there = {sequence.page_list(), n};
+}
+
+Result<ForwardBatch> BatchBuilder::build(std::span<const SequenceRows> sequences) {
+  DSV4_ASSIGN(const Size size, check(sequences));
   for (size_t s = 0; s < sequences.size(); ++s) {
     const Status reserved = sequences[s].cache->reserve(std::ssize(sequences[s].tokens));
     if (!reserved.ok()) {
@@ -92,56 +114,53 @@ Result<ForwardBatch> BatchBuilder::build(std::span<const SequenceRows> sequences
     }
   }
 
-  int32_t* const host = host_.as<int32_t>();
-  SampleRow* const samples = reinterpret_cast<SampleRow*>(host + layout_.samples);
+  const Layout at(size);
+  begin_ = pages_at_ - at.end;
+  end_ = pages_at_ + size.sequences * max_pages_;
+  int32_t* const host = host_.as<int32_t>() + begin_;
+  SampleRow* const samples = reinterpret_cast<SampleRow*>(host + at.samples);
   int64_t row = 0, logit_rows = 0;
   const auto i32 = [](int64_t n) { return static_cast<int32_t>(n); };
-  for (int64_t s = 0; s < std::ssize(sequences); ++s) {
+  for (int64_t s = 0; s < size.sequences; ++s) {
     const SequenceRows& seq = sequences[static_cast<size_t>(s)];
     const int64_t n = std::ssize(seq.tokens), first = seq.cache->length();
-    host[layout_.seq_begin + s] = i32(row);
-    host[layout_.seq_slot + s] = i32(seq.cache->slot());
-    // The tail of a page row is never read; zero keeps batches reproducible.
-    int32_t* const pages = host + layout_.seq_pages + s * layout_.max_pages;
-    const auto held = seq.cache->pages().first(
-        static_cast<size_t>(std::min<int64_t>(std::ssize(seq.cache->pages()), layout_.max_pages)));
-    std::fill(std::copy(held.begin(), held.end(), pages), pages + layout_.max_pages, 0);
-    std::copy(seq.tokens.begin(), seq.tokens.end(), host + layout_.tokens + row);
+    host[at.seq_begin + s] = i32(row);
+    host[at.seq_slot + s] = i32(seq.cache->slot());
+    list_pages(s, *seq.cache);
+    std::copy(seq.tokens.begin(), seq.tokens.end(), host + at.tokens + row);
     for (int64_t i = 0; i < n; ++i) {
-      host[layout_.positions + row + i] = i32(first + i);
-      host[layout_.row_seq + row + i] = i32(s);
+      host[at.positions + row + i] = i32(first + i);
+      host[at.row_seq + row + i] = i32(s);
       const bool wanted =
           seq.logits == LogitRows::kAll || (seq.logits == LogitRows::kLast && i == n - 1);
       if (!wanted) continue;
       samples[logit_rows] = seq.samples() ? seq.sample : SampleRow{};
-      host[layout_.logit_rows + logit_rows++] = i32(row + i);
+      host[at.logit_rows + logit_rows++] = i32(row + i);
     }
     row += n;
   }
-  host[layout_.seq_begin + std::ssize(sequences)] = i32(row);
+  host[at.seq_begin + size.sequences] = i32(row);
 
-  const int64_t used = layout_.seq_pages + std::ssize(sequences) * layout_.max_pages;
-  const Status uploaded =
-      backend.upload(stream, device_.data(), host, static_cast<size_t>(used) * sizeof(int32_t));
-  if (!uploaded.ok()) {
-    for (const SequenceRows& seq : sequences) seq.cache->unreserve();
-    return uploaded;
-  }
-  const int32_t* const d = device_.as<const int32_t>();
+  const int32_t* const d = device_.as<const int32_t>() + begin_;
   ForwardBatch batch;
-  batch.view = {.rows = row,
-                .sequences = std::ssize(sequences),
-                .tokens = d + layout_.tokens,
-                .positions = d + layout_.positions,
-                .row_seq = d + layout_.row_seq,
-                .seq_begin = d + layout_.seq_begin,
-                .seq_slot = d + layout_.seq_slot,
-                .seq_pages = d + layout_.seq_pages,
-                .max_pages = layout_.max_pages};
-  batch.logit_rows = d + layout_.logit_rows;
-  batch.samples = reinterpret_cast<const SampleRow*>(d + layout_.samples);
-  batch.R = logit_rows;
+  batch.view = {.rows = size.rows,
+                .sequences = size.sequences,
+                .tokens = d + at.tokens,
+                .positions = d + at.positions,
+                .row_seq = d + at.row_seq,
+                .seq_begin = d + at.seq_begin,
+                .seq_slot = d + at.seq_slot,
+                .seq_pages = device_.as<const int32_t>() + pages_at_,
+                .max_pages = max_pages_};
+  batch.logit_rows = d + at.logit_rows;
+  batch.samples = reinterpret_cast<const SampleRow*>(d + at.samples);
+  batch.R = size.logit_rows;
   return batch;
+}
+
+Status BatchBuilder::upload(Backend& backend, Stream& stream) const {
+  return backend.upload(stream, device_.as<int32_t>() + begin_, host_.as<int32_t>() + begin_,
+                        static_cast<size_t>(end_ - begin_) * sizeof(int32_t));
 }
 
 Status check_tokens(std::span<const int32_t> tokens, int64_t vocab_size) {

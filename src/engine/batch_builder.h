@@ -47,30 +47,45 @@ class BatchBuilder {
                                    const KvCache& cache, Backend& backend);
   static size_t device_bytes(const BatchLimits& limits, int64_t span);
 
-  // Checks everything, reserves every sequence's rows, uploads. On an error no sequence has
-  // changed. The batch is valid until the next build.
-  Result<ForwardBatch> build(std::span<const SequenceRows> sequences, Backend& backend,
-                             Stream& stream);
+  // Checks everything, reserves every sequence's rows and writes the batch's arrays on the host; the
+  // batch that comes back points to where upload() will put them. On an error no sequence has changed.
+  // The arrays of the batch before must have been uploaded by then, not only been asked to be: a copy
+  // reads them when the stream comes to it.
+  Result<ForwardBatch> build(std::span<const SequenceRows> sequences);
+  // One copy. Its place and size depend on the numbers of rows, of sequences and of rows of logits
+  // alone, so it may be part of a recorded step.
+  Status upload(Backend& backend, Stream& stream) const;
 
   const BatchLimits& limits() const { return limits_; }
 
  private:
-  // Where each array begins, in int32 units; the same for every batch.
+  struct Size {
+    int64_t rows = 0, sequences = 0, logit_rows = 0;
+  };
+  // Where each array begins, in int32 units: arrays of a batch's size end where the page tables begin,
+  // which stay where they are. So one copy has all of both, and no more.
   struct Layout {
-    Layout(const BatchLimits& limits, int64_t span);
-    int64_t tokens, positions, row_seq, seq_begin, seq_slot, logit_rows, samples, seq_pages, end;
-    int64_t max_pages;
+    explicit Layout(const Size& size);
+    int64_t tokens, positions, row_seq, seq_begin, seq_slot, logit_rows, samples, end;
   };
 
-  BatchBuilder(const BatchLimits& limits, const Layout& layout)
-      : limits_(limits), layout_(layout) {}
-  Status check(std::span<const SequenceRows> sequences);
+  BatchBuilder(const BatchLimits& limits, int64_t span);
+  static int64_t pages_per_sequence(const BatchLimits& limits, int64_t span);
+  Result<Size> check(std::span<const SequenceRows> sequences);
+  void list_pages(int64_t s, const SequenceCache& sequence);
 
   BatchLimits limits_;
-  Layout layout_;
+  int64_t max_pages_ = 0;  // of one sequence
+  int64_t pages_at_ = 0;   // where the page tables [max_sequences, max_pages] begin
+  int64_t begin_ = 0, end_ = 0;  // of what the last build() wrote
   int64_t vocab_size_ = 0;
   const KvCache* cache_ = nullptr;
   std::vector<int32_t> sequence_in_slot_;  // of the batch being checked; -1: none
+  struct Listed {
+    uint64_t list = 0;  // SequenceCache::page_list()
+    int64_t pages = 0;  // zeros behind them
+  };
+  std::vector<Listed> listed_;  // what each page table holds
   Buffer host_;  // what is uploaded
   Buffer device_;
 };

@@ -47,7 +47,9 @@ Result<std::unique_ptr<Runner>> Runner::make(const Model& model, KvCache& cache,
 }
 
 Result<ForwardBatch> Runner::prepare(std::span<const SequenceRows> sequences) {
-  return builder_.build(sequences, backend_, *stream_);
+  DSV4_ASSIGN(const ForwardBatch batch, builder_.build(sequences));
+  DSV4_TRY(builder_.upload(backend_, *stream_));
+  return batch;
 }
 
 Status Runner::download_logits(int64_t first, int64_t rows) {
@@ -67,9 +69,8 @@ Result<LogitsView> Runner::read_logits(int64_t rows) {
   return LogitsView{.data = logits_.as<float>(), .rows = rows, .vocab = model_.config.vocab_size};
 }
 
-Status Runner::download_results(std::span<const SequenceRows> sequences) {
+Status Runner::download_unsampled(std::span<const SequenceRows> sequences) {
   int64_t first = 0, row = 0;  // rows first .. row - 1 are neighbours and wait to be downloaded
-  bool samples = false;
   const auto download = [&](int64_t next) -> Status {
     if (row > first) DSV4_TRY(download_logits(first, row - first));
     first = row = next;
@@ -77,28 +78,21 @@ Status Runner::download_results(std::span<const SequenceRows> sequences) {
   };
   for (const SequenceRows& seq : sequences) {
     if (seq.samples()) {
-      samples = true;
       DSV4_TRY(download(row + 1));
     } else {
       row += seq.logit_rows();
     }
   }
-  const int64_t rows = row;
-  DSV4_TRY(download(rows));
-  if (!samples) {
-    std::fill_n(tokens_.as<int32_t>(), rows, kNoToken);
-    return {};
-  }
-  return backend_.download(*stream_, tokens_.data(), activations_.tokens, static_cast<size_t>(rows) * sizeof(int32_t));
+  return download(row);
 }
 
 Result<StepResult> Runner::run(std::span<const SequenceRows> sequences, bool* launched) {
   if (launched) *launched = false;
   const Clock::time_point began = Clock::now();
-  DSV4_ASSIGN(const ForwardBatch batch, prepare(sequences));
+  DSV4_ASSIGN(const ForwardBatch batch, builder_.build(sequences));
   if (launched) *launched = true;
-  DSV4_TRY(forward_batch(batch));
-  DSV4_TRY(download_results(sequences));
+  DSV4_TRY(step(batch));
+  DSV4_TRY(download_unsampled(sequences));
   DSV4_TRY(wait());
   host_seconds_ = std::chrono::duration<double>(wait_began_ - began).count();
 
@@ -155,9 +149,15 @@ Result<WarmUp> Runner::warm_up(const ProgressSink& progress) {
 }
 
 // Everything that differs between two steps of one shape lies in the batch's arrays, whose place is
-// fixed; so a recorded step is the step.
-Status Runner::forward_batch(const ForwardBatch& batch) {
-  const auto body = [this, batch] { return forward(model_, activations_, batch, cache_.layers(), context_); };
+// fixed, here and on the device, and tokens come back to a fixed place too; so a recorded step is the
+// step, with both copies in it.
+Status Runner::step(const ForwardBatch& batch) {
+  const auto body = [this, batch]() -> Status {
+    DSV4_TRY(builder_.upload(backend_, *stream_));
+    DSV4_TRY(forward(model_, activations_, batch, cache_.layers(), context_));
+    return backend_.download(*stream_, tokens_.data(), activations_.tokens,
+                             static_cast<size_t>(batch.R) * sizeof(int32_t));
+  };
   launches_ = 0;
   const int64_t rows = batch.view.rows;
   if (!replay_ || !backend_.can_record() || rows != batch.view.sequences || rows != batch.R) return body();

@@ -90,7 +90,8 @@ class Runner : public StepRunner {
   // rows that fill a batch up would read experts that nobody asked for. Its first step costs the host more
   // time and the device none. Off: every op is called, as a trace needs it.
   void replay(bool on) { replay_ = on; }
-  // Kernels and copies of the last replayed step; 0 = the last step was not one.
+  // Kernels and copies of the last replayed step, those of the batch's arrays and of its tokens included;
+  // 0 = the last step was not one.
   int64_t launches() const { return launches_; }
   // Of the last run(): what the host did before it waited for the device. Where ops run on the host, that
   // is all of it.
@@ -108,11 +109,11 @@ class Runner : public StepRunner {
   Runner(const Model& model, KvCache& cache, Backend& backend, const OpTable& ops,
          std::unique_ptr<Stream> stream, BatchBuilder builder, Activations activations,
          Buffer logits, Buffer tokens);
-  // Logit rows that were not sampled, and the tokens of those that were.
-  Status download_results(std::span<const SequenceRows> sequences);
+  Status step(const ForwardBatch& batch);
+  // Logits of the rows that ask for them.
+  Status download_unsampled(std::span<const SequenceRows> sequences);
   Status download_logits(int64_t first, int64_t rows);
   Status wait();
-  Status forward_batch(const ForwardBatch& batch);
 
   using Clock = std::chrono::steady_clock;
 

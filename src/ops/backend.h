@@ -21,7 +21,7 @@ class Stream {
   virtual ~Stream() = default;
 };
 
-// Ops recorded once, to be run again with the same arguments: what they read may have changed.
+// Ops and copies recorded once, to be run again with the same arguments: what they read may have changed.
 class Graph {
  public:
   virtual ~Graph() = default;
@@ -67,8 +67,9 @@ class Backend {
   virtual Status download(Stream& stream, void* host_dst, const void* src, size_t bytes) = 0;
   virtual Status synchronize(Stream& stream) = 0;
 
-  // Where the backend can record: `body` calls ops on the stream, nothing runs, and what they would have
-  // run comes back. Every shape in it must have run before, so that no memory has to be found.
+  // Where the backend can record: `body` calls ops on the stream and copies between memory of
+  // allocate_staging() and of allocate(); nothing runs, and what would have run comes back. Every shape in
+  // it must have run before, so that no memory has to be found. A launch copies what is there by then.
   virtual bool can_record() const { return false; }
   virtual Result<std::unique_ptr<Graph>> record(Stream& stream, const std::function<Status()>& body);
   virtual Status launch(Stream& stream, const Graph& graph);

@@ -18,6 +18,10 @@ Status check(cudaError_t error, std::string_view what);
 
 struct CudaStream : Stream {
   cudaStream_t handle = nullptr;
+  bool recording = false;
+  // Kernels read the batch's arrays before wait_for_previous(), so the first one behind a copy by a kernel
+  // does not start before that has ended; nor do those behind it, since each starts after the one before.
+  bool behind_copy = false;
   ~CudaStream() override;
 };
 
@@ -53,7 +57,8 @@ Status enqueue_clusters(OpContext& ctx, std::string_view name, void (*kernel)(Pa
                         unsigned threads, size_t shared_bytes, Args&&... args) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[0].val.programmaticStreamSerializationAllowed =
+      !std::exchange(static_cast<CudaStream&>(ctx.stream).behind_copy, false);
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim.x = cluster;
   attributes[1].val.clusterDim.y = 1;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "backends/cuda/ceilings.h"
+#include "backends/cuda/copy.h"
 #include "backends/cuda/core.h"
 #include "backends/cuda/ops.h"
 #include "backends/cuda/pack.h"
@@ -56,6 +57,16 @@ OpTable make_table() {
   return t;
 }
 
+Status copy(CudaStream& stream, void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  if (bytes == 0) return {};
+  if (stream.recording) {
+    stream.behind_copy = true;
+    return copy_by_kernel(stream.handle, to, from, bytes);
+  }
+  return check(cudaMemcpyAsync(to, from, bytes, kind, stream.handle),
+               kind == cudaMemcpyHostToDevice ? "upload" : "download");
+}
+
 struct CudaGraph : Graph {
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
@@ -104,9 +115,12 @@ class CudaBackend : public Backend {
 
   bool can_record() const override { return true; }
   Result<std::unique_ptr<Graph>> record(Stream& s, const std::function<Status()>& body) override {
-    const cudaStream_t handle = static_cast<CudaStream&>(s).handle;
+    auto& stream = static_cast<CudaStream&>(s);
+    const cudaStream_t handle = stream.handle;
     DSV4_TRY(check(cudaStreamBeginCapture(handle, cudaStreamCaptureModeThreadLocal), "recording a step"));
+    stream.recording = true;
     const Status status = body();
+    stream.recording = stream.behind_copy = false;
     cudaGraph_t graph = nullptr;
     const Status ended = check(cudaStreamEndCapture(handle, &graph), "recording a step");
     auto recorded = std::make_unique<CudaGraph>();
@@ -117,6 +131,8 @@ class CudaBackend : public Backend {
     DSV4_TRY(check(cudaGraphGetNodes(graph, nullptr, &nodes), "recording a step"));
     recorded->nodes = static_cast<int64_t>(nodes);
     DSV4_TRY(check(cudaGraphInstantiate(&recorded->executable, graph, 0), "recording a step"));
+    // Else the first launch does it.
+    DSV4_TRY(check(cudaGraphUpload(recorded->executable, handle), "recording a step"));
     return std::unique_ptr<Graph>(std::move(recorded));
   }
   Status launch(Stream& s, const Graph& graph) override {
@@ -125,12 +141,10 @@ class CudaBackend : public Backend {
   }
 
   Status upload(Stream& s, void* dst, const void* src, size_t bytes) override {
-    if (bytes == 0) return {};
-    return check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, static_cast<CudaStream&>(s).handle), "upload");
+    return copy(static_cast<CudaStream&>(s), dst, src, bytes, cudaMemcpyHostToDevice);
   }
   Status download(Stream& s, void* dst, const void* src, size_t bytes) override {
-    if (bytes == 0) return {};
-    return check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, static_cast<CudaStream&>(s).handle), "download");
+    return copy(static_cast<CudaStream&>(s), dst, src, bytes, cudaMemcpyDeviceToHost);
   }
   Status synchronize(Stream& s) override {
     return check(cudaStreamSynchronize(static_cast<CudaStream&>(s).handle), "a kernel failed");

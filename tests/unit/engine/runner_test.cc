@@ -398,6 +398,39 @@ TEST_F(RunnerTest, ReplayedStepsAreTheStep) {
   EXPECT_EQ(replaying.workspace_growths(), growths);
 }
 
+// What a host pays for at every step: one launch that has the copies of the batch and of its tokens in it,
+// and one copy more for neighbouring rows that ask for logits.
+TEST_F(RunnerTest, AReplayedStepIsOneLaunch) {
+  testing::RecordingBackend backend(*loaded_.backend);
+  auto made = Runner::make(
+      *loaded_.model, *cache_,
+      {.max_rows = 64, .max_sequences = 4, .max_logit_rows = 4, .context = kContext}, backend,
+      backend.ops());
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  ASSERT_TRUE((*made)->warm_up().ok());
+  std::vector<SequenceCache> seqs;
+  for (int i = 0; i < 4; ++i) seqs.push_back(open());
+  const SampleRow largest{.kind = SampleKind::kLargest};
+  for (const size_t logits : {0u, 0u, 2u, 0u}) {
+    std::vector<SequenceRows> step;
+    for (SequenceCache& seq : seqs) {
+      const auto at = static_cast<size_t>(seq.length());
+      step.push_back({&seq, std::span(tokens_).subspan(at, 1), LogitRows::kLast, largest});
+    }
+    for (size_t i = 0; i < logits; ++i) step[i + 1].sample = {};
+    const int64_t launched = backend.launched, copies = backend.copies;
+    const auto result = (*made)->run(step);
+    ASSERT_TRUE(result.ok()) << result.status().message();
+    EXPECT_EQ(backend.launched - launched, 1);
+    EXPECT_EQ(backend.copies - copies, logits > 0 ? 1 : 0);
+    for (int64_t i = 0; i < 4; ++i) {
+      const bool sampled = i == 0 || i > static_cast<int64_t>(logits);
+      EXPECT_EQ(result->has_token(i), sampled) << i;
+    }
+    for (SequenceCache& seq : seqs) ASSERT_TRUE(seq.commit(1).ok());
+  }
+}
+
 TEST_F(RunnerTest, NothingIsWarmedUpWhereNothingIsRecorded) {
   const auto warm = runner_->warm_up();
   ASSERT_TRUE(warm.ok());
