@@ -196,15 +196,18 @@ void print_model(const bench::ModelBenchResult& r, const std::optional<bench::Pe
                 peaks->read_bytes_per_s * 1e-9,
                 100.0 * static_cast<double>(r.flops) / seconds / peaks->best_flops_per_s());
   }
-  std::printf("\n\n%-14s %7s %11s %6s %10s %8s %8s  %s\n", "op", "calls", "ms", "time", "MB",
+  std::printf("\n\n%s, with marks between the ops: %.3f ms in all\n",
+              r.ops_replayed ? "device time inside a replayed step"
+              : decode       ? "time inside a step"
+                             : "time inside a prompt",
+              r.ops_ms);
+  std::printf("%-14s %7s %11s %6s %10s %8s %8s  %s\n", "op", "calls", "ms", "time", "MB",
               "GB/s", "GFLOP/s", "impl");
-  int64_t total = 0;
-  for (const bench::OpShare& s : r.ops) total += s.record.ns;
   for (const bench::OpShare& s : r.ops) {
     const double ns = static_cast<double>(std::max<int64_t>(s.record.ns, 1));
     std::printf("%-14s %7lld %11.3f %5.1f%% %10.2f %8.2f %8.1f  %s\n", s.op.c_str(),
                 static_cast<long long>(s.record.calls), ns * 1e-6,
-                100.0 * ns / static_cast<double>(std::max<int64_t>(total, 1)),
+                100.0 * ns * 1e-6 / std::max(r.ops_ms, 1e-6),
                 static_cast<double>(s.record.bytes) * 1e-6,
                 static_cast<double>(s.record.bytes) / ns, static_cast<double>(s.record.flops) / ns,
                 s.impl.c_str());
@@ -236,6 +239,8 @@ ordered_json model_json(const bench::ModelBenchResult& r,
     j["warm_up_ms"] = r.warm_up_ms;
   }
   if (r.fill_tokens_per_s > 0.0) j["context_tokens_per_s"] = r.fill_tokens_per_s;
+  j["ops_us"] = r.ops_ms * 1e3;
+  j["ops_replayed"] = r.ops_replayed;
   j["ops"] = ordered_json::array();
   for (const bench::OpShare& s : r.ops) {
     j["ops"].push_back({{"op", s.op},
@@ -344,7 +349,9 @@ void add_ops(Command bench, int& exit_code) {
   cmd.flag("--no-reference", f->no_reference,
            "Leave the comparison with the reference backend out");
   cmd.flag("--json", f->json, "JSON on standard output");
-  cmd.footer("Example: dsv4 bench ops --config flash --rows 1,8 --filter linear");
+  cmd.footer(
+      "Times are medians of a call: on a GPU the device's time of a graph of calls, over their number.\n"
+      "Example: dsv4 bench ops --config flash --rows 1,8 --filter linear");
   cmd.run([f, &exit_code] {
     const Status status = run_ops(*f);
     exit_code = status.ok() ? kExitOk : fail(status);
@@ -390,7 +397,8 @@ void add_model(Command bench, bool decode, int& exit_code) {
   cmd.flag("--json", f->json, "JSON on standard output");
   cmd.footer(
       decode
-          ? "Example: dsv4 bench decode --synthetic flash --layers 4 --ctx 512"
+          ? "The table of ops comes from steps of their own: on a GPU device time inside a replayed step.\n"
+            "Example: dsv4 bench decode --synthetic flash --layers 4 --ctx 512"
           : "Example: dsv4 bench prefill --synthetic flash --layers 2 --experts 64 --tokens 512");
   cmd.run([f, decode, &exit_code] {
     const Status status = run_model(*f, decode);

@@ -13,7 +13,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kWarmSteps = 3, kTracedSteps = 4;
+// A step is recorded when it comes the second time.
+constexpr int64_t kWarmSteps = 3, kWatchedSteps = 4, kRecordedAfter = 2;
 
 double ms_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
@@ -43,8 +44,8 @@ struct Setup {
       const SequenceRows rows{.cache = &sequences[i],
                               .tokens = tokens,
                               .logits = done == n ? LogitRows::kLast : LogitRows::kNone};
-      DSV4_ASSIGN(const LogitsView logits, runner->run({&rows, 1}));
-      (void)logits;
+      DSV4_TRY(runner->run({&rows, 1}).status());
+      DSV4_TRY(trace.finish_run());
       DSV4_TRY(sequences[i].commit(std::ssize(tokens)));
     }
     return {};
@@ -85,29 +86,47 @@ Status decode_step(Setup& s) {
                     .sample = {.kind = SampleKind::kLargest}});
   }
   DSV4_TRY(s.runner->run(rows).status());
+  DSV4_TRY(s.trace.finish_run());
   for (SequenceCache& sequence : s.sequences) DSV4_TRY(sequence.commit(1));
   return {};
 }
 
-// Records of the traced runs, divided by their number, slowest op first.
-void summarise(const Setup& s, const OpTable& table, int64_t runs, ModelBenchResult& r) {
+// Runs `once` for what its ops read and compute, then, after as many runs as it takes to be replayed, for
+// their times. The means of `runs` each, slowest op first.
+template <class Once>
+Status watch_ops(Setup& s, Backend& backend, int64_t runs, int64_t until_replayed, const Once& once,
+                 ModelBenchResult& r) {
+  s.runner->replay(false);
+  s.trace.watch_work();
+  for (int64_t i = 0; i < runs; ++i) DSV4_TRY(once());
+  const std::vector<OpRecord> work = s.trace.records();
+  s.runner->replay(true);
+  DSV4_TRY(s.trace.watch_time(backend));
+  for (int64_t i = 0; i < until_replayed; ++i) DSV4_TRY(once());
+  s.trace.clear();
+  for (int64_t i = 0; i < runs; ++i) DSV4_TRY(once());
+  r.ops_replayed = s.runner->launches() > 0;
   for (size_t i = 0; i < op_list().size(); ++i) {
-    OpRecord record = s.trace.records()[i];
+    OpRecord record = work[i];
     if (record.calls == 0) continue;
+    record.ns = s.trace.records()[i].ns;
     for (int64_t* v : {&record.calls, &record.ns, &record.bytes, &record.flops}) *v /= runs;
     r.bytes += record.bytes;
     r.flops += record.flops;
-    r.ops.push_back({std::string(op_list()[i].name), std::string(op_impl(table, i)), record});
+    r.ops_ms += static_cast<double>(record.ns) * 1e-6;
+    r.ops.push_back({std::string(op_list()[i].name), std::string(op_impl(backend.ops(), i)), record});
   }
   std::sort(r.ops.begin(), r.ops.end(),
             [](const OpShare& a, const OpShare& b) { return a.record.ns > b.record.ns; });
+  return {};
 }
 
 }  // namespace
 
 Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend,
                                       const ModelBenchOptions& o, const ProgressSink& progress) {
-  const int64_t steps = kWarmSteps + o.tokens + kTracedSteps;
+  const int64_t until_replayed = backend.can_record() ? kRecordedAfter : 0;
+  const int64_t steps = kWarmSteps + o.tokens + 2 * kWatchedSteps + until_replayed;
   DSV4_ASSIGN(const auto s,
               set_up(model, backend, o.batch, o.context + steps, o.fill ? o.chunk : 1));
   ModelBenchResult r{.tokens_per_step = o.batch};
@@ -145,10 +164,7 @@ Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend,
     r.launches = s->runner->launches();
     if (progress) progress({.stage = "decode", .done = i + 1, .total = o.tokens, .unit = "steps"});
   }
-  s->runner->replay(false);
-  s->trace.enable(true);
-  for (int64_t i = 0; i < kTracedSteps; ++i) DSV4_TRY(decode_step(*s));
-  summarise(*s, backend.ops(), kTracedSteps, r);
+  DSV4_TRY(watch_ops(*s, backend, kWatchedSteps, until_replayed, [&] { return decode_step(*s); }, r));
   const Quantiles q = quantiles(ms);
   r.ms_median = q.median;
   r.ms_p90 = q.p90;
@@ -170,13 +186,13 @@ Result<ModelBenchResult> bench_prefill(const Model& model, Backend& backend,
     DSV4_TRY(s->feed(0, o.tokens, o.chunk));
     if (i > 0 || o.repeats == 0) ms.push_back(ms_since(at));
     if (progress)
-      progress({.stage = "prefill", .done = i + 1, .total = o.repeats + 2, .unit = "runs"});
+      progress({.stage = "prefill", .done = i + 1, .total = o.repeats + 3, .unit = "runs"});
   }
-  s->sequences[0].clear();
-  s->runner->replay(false);
-  s->trace.enable(true);
-  DSV4_TRY(s->feed(0, o.tokens, o.chunk));
-  summarise(*s, backend.ops(), 1, r);
+  const auto prompt = [&] {
+    s->sequences[0].clear();
+    return s->feed(0, o.tokens, o.chunk);
+  };
+  DSV4_TRY(watch_ops(*s, backend, 1, 0, prompt, r));
   const Quantiles q = quantiles(ms);
   r.ms_median = q.median;
   r.ms_p90 = q.p90;

@@ -42,7 +42,9 @@ struct ModelBenchResult {
   int64_t recorded_steps = 0;
   double warm_up_ms = 0.0;
   int64_t warm_up_bytes = 0;
-  std::vector<OpShare> ops;  // by time, measured in steps of their own
+  std::vector<OpShare> ops;  // by time, measured in steps or prompts of their own, with marks between the ops
+  double ops_ms = 0.0;       // their sum
+  bool ops_replayed = false;  // inside a replayed step
 };
 
 Result<ModelBenchResult> bench_decode(const Model& model, Backend& backend,

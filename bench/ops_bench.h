@@ -17,8 +17,10 @@ namespace dsv4::bench {
 struct OpTiming {
   std::string op, name, impl;
   int64_t rows = 0;
-  int64_t runs = 0, copies = 0;
-  double us = 0.0, us_p90 = 0.0, us_min = 0.0;  // us: median
+  int64_t runs = 0, copies = 0;  // runs: calls, or graphs of several calls
+  // Of a call, us: median. Where the backend records, the device's time of a graph of calls over their
+  // number; elsewhere the host's time of a call.
+  double us = 0.0, us_p90 = 0.0, us_min = 0.0;
   Cost cost;
   double bytes_per_s = 0.0, flops_per_s = 0.0;
   // Time that the roofline would take over the time taken, and which of its sides is the limit; 0

@@ -88,8 +88,12 @@ class Runner : public StepRunner {
   // Steps of one row per sequence are recorded when their number of rows comes a second time and replayed
   // from then on, where the backend can. A number between two powers of two gets a recording of its own:
   // rows that fill a batch up would read experts that nobody asked for. Its first step costs the host more
-  // time and the device none. Off: every op is called, as a trace needs it.
-  void replay(bool on) { replay_ = on; }
+  // time and the device none. Off: every op is called. On again: they are recorded anew, since the op table
+  // may do something else by then.
+  void replay(bool on) {
+    replay_ = on;
+    recorded_.clear();
+  }
   // Kernels and copies of the last replayed step, those of the batch's arrays and of its tokens included;
   // 0 = the last step was not one.
   int64_t launches() const { return launches_; }

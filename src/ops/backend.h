@@ -28,6 +28,17 @@ class Graph {
   virtual int64_t launches() const = 0;  // of kernels and copies
 };
 
+// Moments on a stream, numbered by the caller.
+class Marks {
+ public:
+  virtual ~Marks() = default;
+  // Mark i is passed when all that the stream holds has run. Inside a recorded body it becomes a part of
+  // it, passed anew by every launch.
+  virtual Status mark(Stream& stream, int64_t i) = 0;
+  // From mark to mark as they were last passed; both must have been, so synchronise before.
+  virtual Result<int64_t> nanoseconds(int64_t from, int64_t to) const = 0;
+};
+
 struct MemoryInfo {
   size_t total = 0, available = 0;  // bytes of the memory where weights and cache live
 };
@@ -73,6 +84,10 @@ class Backend {
   virtual bool can_record() const { return false; }
   virtual Result<std::unique_ptr<Graph>> record(Stream& stream, const std::function<Status()>& body);
   virtual Status launch(Stream& stream, const Graph& graph);
+
+  // n of them, numbered from 0, in the time of the device. Where ops have run when they return that is the
+  // host's clock, as here.
+  virtual Result<std::unique_ptr<Marks>> make_marks(int64_t n);
 
   virtual Result<Ceilings> measure_ceilings() { return Ceilings{}; }
 

@@ -1,9 +1,9 @@
 #include "ops/trace.h"
 
 #include <algorithm>
-#include <chrono>
 #include <set>
 
+#include "base/str.h"
 #include "ops/context.h"
 
 namespace dsv4 {
@@ -150,29 +150,61 @@ Result<Work> work_of(OpContext& ctx, const AttendArgs& a) {
 }  // namespace
 
 template <class Args>
-Status TraceTable::timed(OpContext& ctx, const Args& args, size_t index, const Op<Args>& inner) {
-  const TraceTable& trace = static_cast<const TraceTable&>(ctx.ops);
-  if (!trace.on_) return inner(ctx, args);
-  using Clock = std::chrono::steady_clock;
-  const int64_t outer_nested = trace.nested_ns_;
-  trace.nested_ns_ = 0;
-  DSV4_TRY(ctx.backend.synchronize(ctx.stream));
-  const auto begin = Clock::now();
+Status TraceTable::note_work(OpContext& ctx, const Args& args, size_t index, const Op<Args>& inner) const {
+  const int64_t before = ++run_calls_;
   DSV4_TRY(inner(ctx, args));
-  DSV4_TRY(ctx.backend.synchronize(ctx.stream));
-  const int64_t ns =
-      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begin).count();
-  OpRecord& r = trace.records_[index];
-  // Made of leaves: they have counted the work already.
-  if (trace.nested_ns_ == 0) {
-    DSV4_ASSIGN(const Work work, work_of(ctx, args));
-    r.bytes += work.bytes;
-    r.flops += work.flops;
-  }
+  OpRecord& r = records_[index];
   ++r.calls;
-  r.ns += ns - trace.nested_ns_;
-  trace.nested_ns_ = outer_nested + ns;
+  // Made of leaves: they have counted the work already.
+  if (run_calls_ > before) return {};
+  DSV4_ASSIGN(const Work work, work_of(ctx, args));
+  r.bytes += work.bytes;
+  r.flops += work.flops;
   return {};
+}
+
+Result<int64_t> TraceTable::new_mark(Stream& stream) const {
+  if (marks_used_ == marks_made_) {
+    return Status(Code::kInternal, cat("trace: a run of more than ", most_calls_,
+                                       " calls, the most that were watched for their work"));
+  }
+  DSV4_TRY(marks_->mark(stream, marks_used_));
+  return marks_used_++;
+}
+
+template <class Args>
+Status TraceTable::note_time(OpContext& ctx, const Args& args, size_t index, const Op<Args>& inner) const {
+  if (run_finished_) {
+    calls_.clear();
+    marks_used_ = 0;
+    running_ = -1;
+    run_finished_ = false;
+  }
+  Call call{.op = index, .caller = running_};
+  // Nothing but ops runs between two that nobody called; the caller of others may have run something.
+  if (running_ < 0 && marks_used_ > 0) {
+    call.begin = marks_used_ - 1;
+  } else {
+    DSV4_ASSIGN(call.begin, new_mark(ctx.stream));
+  }
+  const auto at = calls_.size();
+  calls_.push_back(call);
+  running_ = static_cast<int64_t>(at);
+  DSV4_TRY(inner(ctx, args));
+  running_ = call.caller;
+  DSV4_ASSIGN(calls_[at].end, new_mark(ctx.stream));
+  return {};
+}
+
+template <class Args>
+Status TraceTable::watched(OpContext& ctx, const Args& args, size_t index, const Op<Args>& inner) {
+  const TraceTable& trace = static_cast<const TraceTable&>(ctx.ops);
+  switch (trace.watched_) {
+    case Watched::kWork: return trace.note_work(ctx, args, index, inner);
+    case Watched::kTime: return trace.note_time(ctx, args, index, inner);
+    case Watched::kNothing: break;
+  }
+  return inner(ctx, args);
 }
 
 namespace {
@@ -186,7 +218,7 @@ enum OpIndex : size_t {
 #define DSV4_TRACED(name, Args, kind)                                  \
   Status traced_##name(OpContext& ctx, const Args& args) {             \
     const TraceTable& trace = static_cast<const TraceTable&>(ctx.ops); \
-    return TraceTable::timed(ctx, args, k_##name, trace.inner().name); \
+    return TraceTable::watched(ctx, args, k_##name, trace.inner().name); \
   }
 DSV4_OP_LIST(DSV4_TRACED)
 #undef DSV4_TRACED
@@ -200,8 +232,30 @@ TraceTable::TraceTable(const OpTable& inner_table)
 #undef DSV4_TRACE_OP
 }
 
-void TraceTable::clear() const {
-  records_.assign(records_.size(), OpRecord{});
+Status TraceTable::watch_time(Backend& backend) const {
+  marks_made_ = 2 * most_calls_;
+  DSV4_ASSIGN(marks_, backend.make_marks(marks_made_));
+  watched_ = Watched::kTime;
+  calls_.clear();
+  run_finished_ = true;
+  return {};
 }
+
+Status TraceTable::finish_run() const {
+  most_calls_ = std::max(most_calls_, run_calls_);
+  run_calls_ = 0;
+  run_finished_ = true;
+  if (watched_ != Watched::kTime) return {};
+  for (const Call& call : calls_) {
+    if (call.end < 0) return Status(Code::kInternal, "trace: a run whose ops failed has no times");
+    DSV4_ASSIGN(const int64_t ns, marks_->nanoseconds(call.begin, call.end));
+    ++records_[call.op].calls;
+    records_[call.op].ns += ns;
+    if (call.caller >= 0) records_[calls_[static_cast<size_t>(call.caller)].op].ns -= ns;
+  }
+  return {};
+}
+
+void TraceTable::clear() const { records_.assign(records_.size(), OpRecord{}); }
 
 }  // namespace dsv4

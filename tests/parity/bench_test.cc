@@ -2,16 +2,21 @@
 // of a case exists for every op.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 
+#include "bench/cases.h"
 #include "bench/model_bench.h"
 #include "bench/op_cases.h"
 #include "bench/ops_bench.h"
 #include "bench/synthetic.h"
 #include "machine.h"
+#include "unit/engine/recording_backend.h"
 
 namespace dsv4::parity {
 namespace {
+
+using ::dsv4::testing::RecordingBackend;
 
 ModelConfig tiny_config() {
   ModelConfig c = std::move(builtin_config("flash")).value();
@@ -35,7 +40,7 @@ ModelConfig tiny_config() {
   return c;
 }
 
-class Bench : public testing::TestWithParam<std::string> {
+class Bench : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
     ASSERT_EQ(validate(tiny_config(), "tiny").message(), "");
@@ -104,7 +109,53 @@ TEST_P(Bench, EveryOpHasATimedCase) {
   EXPECT_EQ(ops.size(), op_list().size());
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, Bench, testing::ValuesIn(backends_under_test()),
+// Where a backend records, times come from replays: of the same calls, each counted once.
+TEST(RecordedBench, OpsAreThoseOfAPlainStep) {
+  const Machine machine = std::move(Machine::make("reference")).value();
+  auto made = bench::make_synthetic(tiny_config(), *machine.backend, 1, {});
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  const Model& model = made->model;
+  const bench::ModelBenchOptions options{.context = 70, .tokens = 1, .batch = 3, .fill = false};
+  const auto plain = bench::bench_decode(model, *machine.backend, options, {});
+  ASSERT_TRUE(plain.ok()) << plain.status().message();
+  EXPECT_FALSE(plain->ops_replayed);
+  RecordingBackend recording(*machine.backend);
+  const auto replayed = bench::bench_decode(model, recording, options, {});
+  ASSERT_TRUE(replayed.ok()) << replayed.status().message();
+  EXPECT_TRUE(replayed->ops_replayed);
+  std::map<std::string, int64_t> calls;
+  for (const bench::OpShare& s : plain->ops) calls[s.op] = s.record.calls;
+  ASSERT_EQ(replayed->ops.size(), calls.size());
+  double ms = 0.0;
+  for (const bench::OpShare& s : replayed->ops) {
+    EXPECT_EQ(s.record.calls, calls[s.op]) << s.op;
+    ms += static_cast<double>(s.record.ns) * 1e-6;
+  }
+  EXPECT_NEAR(replayed->ops_ms, ms, 1e-9);
+}
+
+// Eight calls at least, as often each copy of the weights; one before, which finds memory.
+TEST(RecordedBench, AnOpIsTimedInAGraphOfCalls) {
+  const Machine machine = std::move(Machine::make("reference")).value();
+  RecordingBackend recording(*machine.backend);
+  int64_t called = 0;
+  bench::OpCase c = bench::linear_case({.T = 1, .N = 32, .K = 128}, bench::Values::kFinite, 1);
+  c.call = [&called, call = c.call](OpContext& ctx, const bench::Bound& bound,
+                                    const bench::Step& step) {
+    ++called;
+    return call(ctx, bound, step);
+  };
+  const auto t = bench::time_op(c, recording, nullptr, nullptr, nullptr, {.seconds = 0.0});
+  ASSERT_TRUE(t.ok()) << t.status().message();
+  EXPECT_EQ(recording.recorded, 1);
+  EXPECT_EQ(recording.launched, 4);  // the first is not counted
+  EXPECT_EQ(t->runs, 3);
+  const int64_t calls = (8 + t->copies - 1) / t->copies * t->copies;
+  EXPECT_EQ(called, 1 + 4 * calls);
+  EXPECT_GT(t->us, 0.0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, Bench, ::testing::ValuesIn(backends_under_test()),
                          [](const auto& param) { return param.param; });
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Bench);
 

@@ -8,6 +8,7 @@
 #include "backends/cuda/ceilings.h"
 #include "backends/cuda/copy.h"
 #include "backends/cuda/core.h"
+#include "backends/cuda/marks.h"
 #include "backends/cuda/ops.h"
 #include "backends/cuda/pack.h"
 #include "base/str.h"
@@ -149,6 +150,8 @@ class CudaBackend : public Backend {
   Status synchronize(Stream& s) override {
     return check(cudaStreamSynchronize(static_cast<CudaStream&>(s).handle), "a kernel failed");
   }
+
+  Result<std::unique_ptr<Marks>> make_marks(int64_t n) override { return cuda::make_marks(n); }
 
   Result<Ceilings> measure_ceilings() override {
     return cuda::measure_ceilings(packing_.handle, multiprocessors_, cache_bytes_, memory().available);

@@ -431,6 +431,37 @@ TEST_F(RunnerTest, AReplayedStepIsOneLaunch) {
   }
 }
 
+// Whoever puts something else into the op table gets steps that have it.
+TEST_F(RunnerTest, StepsAreRecordedAnewWhenReplayIsTurnedOnAgain) {
+  testing::RecordingBackend backend(*loaded_.backend);
+  auto made = Runner::make(
+      *loaded_.model, *cache_,
+      {.max_rows = 64, .max_sequences = 1, .max_logit_rows = 1, .context = kContext}, backend,
+      backend.ops());
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  Runner& runner = **made;
+  SequenceCache seq = open();
+  const auto steps = [&](int n) {
+    for (int i = 0; i < n; ++i) {
+      const auto at = static_cast<size_t>(seq.length());
+      const SequenceRows row{&seq, std::span(tokens_).subspan(at, 1)};
+      const auto result = runner.run({&row, 1});
+      ASSERT_TRUE(result.ok()) << result.status().message();
+      ASSERT_TRUE(seq.commit(1).ok());
+    }
+  };
+  steps(3);
+  EXPECT_EQ(backend.recorded, 1);
+  EXPECT_EQ(backend.launched, 2);
+  runner.replay(false);
+  steps(2);
+  EXPECT_EQ(backend.launched, 2);
+  runner.replay(true);
+  steps(3);
+  EXPECT_EQ(backend.recorded, 2);
+  EXPECT_EQ(backend.launched, 4);
+}
+
 TEST_F(RunnerTest, NothingIsWarmedUpWhereNothingIsRecorded) {
   const auto warm = runner_->warm_up();
   ASSERT_TRUE(warm.ok());
