@@ -163,7 +163,8 @@ Result<PackedWeight> pack_rows(cudaStream_t s, const PackRequest& request, Weigh
 
 Result<Buffer> allocate_device(size_t bytes, bool zero) {
   void* p = nullptr;
-  const size_t size = std::max<size_t>(bytes, 1);
+  // Copies take 16 bytes at a time, also where a row of the cache in FP8 ends with 8.
+  const size_t size = std::max<size_t>((bytes + 15) / 16 * 16, 1);
   if (cudaMalloc(&p, size) != cudaSuccess) {
     cudaGetLastError();
     return Status(Code::kResourceExhausted, cat("cannot allocate ", bytes, " bytes on the GPU; use a smaller context, "

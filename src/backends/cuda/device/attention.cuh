@@ -150,7 +150,7 @@ __device__ inline void widen_keys(bf16* keys, const uint2* scales, const bool* p
   each([&](int unit, char* key, int row, int column) {
     const uint32_t scale = scale_of(row, column);
     highest = max(highest, scale);
-    *reinterpret_cast<uint4*>(key + 2 * column) = widen_codes(v[unit], kv_factor(scale) * 0x10001u);
+    *reinterpret_cast<uint4*>(key + 2 * column) = widen_codes(v[unit], kv_factor(min(scale, kLargestKvScale)));
   });
   if (highest <= kLargestKvScale) return;
   each([&](int, char* key, int row, int column) {

@@ -1,6 +1,6 @@
 // Rows of the cache in FP8 (formats/kv_row.h) on the device. They lie as everywhere, 584 bytes for d = 512: every second
-// one is aligned to 8 bytes only, so they are copied in pieces of 8, and that through L1. With its scales apart a row
-// would have 576 bytes and copies half as many instructions, but a page or ring would no longer be made of rows.
+// one is aligned to 8 bytes only, so they are copied in pieces of 8, through L1, or with 8 bytes around them that make
+// them multiples of 16 (allocate_device: those are always there).
 #pragma once
 
 #include "backends/cuda/device/mma.cuh"
@@ -12,25 +12,36 @@ namespace dsv4::cuda {
 __device__ inline void copy_async_8(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
                "l"(global));
+}// Without a branch.
+__device__ inline void copy_async_16_if(void* shared, const void* global, bool wanted) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(static_cast<int>(wanted)));
 }
 
 // In BF16's places a code stands for its value times 2^-120 (packed.h), subnormals included; one factor brings it back
 // where the scale is no larger than this, else a second one is needed.
 inline constexpr uint32_t kLargestKvScale = 254 - kE4m3InPlace;
-// The bits of the first factor, and of the second.
-__device__ inline uint32_t kv_factor(uint32_t scale) { return (min(scale, kLargestKvScale) + kE4m3InPlace) << 7; }
+// The bits of the first factor, in both halves, of a scale that is no larger; and of the second.
+__device__ inline uint32_t kv_factor(uint32_t scale) { return scale * 0x00800080u + (kE4m3InPlace << 7) * 0x10001u; }
 __device__ inline uint32_t kv_second_factor(uint32_t scale) {
   if (scale == kUe8m0Nan) return 0x7fc0u;
   return (scale > kLargestKvScale ? scale - kLargestKvScale + 127 : 127) << 7;
 }
 
+// Bytes of a word in the order of `places`; 8 more than a place: eight times the sign of that byte.
+__device__ inline uint32_t byte_perm_signs(uint32_t word, uint32_t places) {
+  uint32_t d;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(d) : "r"(word), "r"(places));
+  return d;
+}
 // Eight codes; the factor in both halves.
 __device__ inline uint4 widen_codes(uint2 codes, uint32_t factor) {
+  // Each code with its sign above it: four bits up, the sign is in its place, too.
   const auto pair = [&](uint32_t word, uint32_t places) {
-    const uint32_t high = __byte_perm(word, 0, places);  // two codes as the high bytes of two halves
-    return mul_bf16x2((high & 0x80008000u) | (high >> 4 & 0x07f007f0u), factor);
+    return mul_bf16x2(byte_perm_signs(word, places) << 4 & 0x87f087f0u, factor);
   };
-  return {pair(codes.x, 0x1404), pair(codes.x, 0x3424), pair(codes.y, 0x1404), pair(codes.y, 0x3424)};
+  return {pair(codes.x, 0x9180), pair(codes.x, 0xb3a2), pair(codes.y, 0x9180), pair(codes.y, 0xb3a2)};
 }
 __device__ inline uint4 scale_again(const uint4& v, uint32_t factor) {
   return {mul_bf16x2(v.x, factor), mul_bf16x2(v.y, factor), mul_bf16x2(v.z, factor), mul_bf16x2(v.w, factor)};

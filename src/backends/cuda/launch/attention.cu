@@ -46,10 +46,10 @@ Status launch_rows(OpContext& ctx, const AttentionParams& p, int64_t rows) {
 // Many rows: one block per processor.
 template <bool kFp8>
 Status launch_many(OpContext& ctx, const AttentionParams& p, int64_t items) {
-  static_assert(many::kSharedBytes <= kMaxSharedBytes);
-  DSV4_TRY(allow_shared(many::attention_many_kernel<kFp8>, many::kSharedBytes));
+  static_assert(many::kSharedBytes<kFp8> <= kMaxSharedBytes);
+  DSV4_TRY(allow_shared(many::attention_many_kernel<kFp8>, many::kSharedBytes<kFp8>));
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, kProcessors));
-  return enqueue(ctx, "attention_many_kernel", many::attention_many_kernel<kFp8>, dim3(blocks), many::kThreads, many::kSharedBytes, p,
+  return enqueue(ctx, "attention_many_kernel", many::attention_many_kernel<kFp8>, dim3(blocks), many::kThreads, many::kSharedBytes<kFp8>, p,
                  static_cast<int>(items));
 }
 
