@@ -12,9 +12,10 @@ namespace {
 constexpr size_t kAlign = 256;
 size_t padded(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-// One thread per 8 elements along K of one row; kPack: published -> blocks, else the inverse.
+// One thread per 8 elements along K of one row; kPack: published -> blocks, else the inverse. `rounded`: K in the order of
+// rounded_place().
 template <WeightFormat F, bool kPack>
-__global__ void move_codes(uint8_t* published, uint8_t* blocks, int rows, int cols, int row_bytes) {
+__global__ void move_codes(uint8_t* published, uint8_t* blocks, int rows, int cols, int row_bytes, bool rounded) {
   constexpr int kPer = 8;
   const int per_row = (cols + kBlockK - 1) / kBlockK * kBlockK / kPer;
   const int tiles = (rows + kTileRows - 1) / kTileRows;
@@ -25,23 +26,23 @@ __global__ void move_codes(uint8_t* published, uint8_t* blocks, int rows, int co
                                 block_bytes(F);
   const int r = row % kTileRows;
   for (int e = 0; e < kPer; ++e) {
-    const int k = k0 + e;
+    const int k = k0 + e, at_k = rounded ? rounded_place(k % kBlockK) : k % kBlockK;
     const bool inside = row < rows && k < cols;
     if (!kPack && !inside) continue;
     uint8_t* file = published + static_cast<int64_t>(row) * row_bytes;
     if constexpr (F == WeightFormat::kBf16) {
-      uint16_t* at = reinterpret_cast<uint16_t*>(block + place_bf16(r, k % kBlockK).byte);
+      uint16_t* at = reinterpret_cast<uint16_t*>(block + place_bf16(r, at_k).byte);
       uint16_t* in_file = reinterpret_cast<uint16_t*>(file) + k;
       if (kPack) *at = inside ? *in_file : uint16_t{0};
       else *in_file = *at;
     } else if constexpr (F == WeightFormat::kFp8Tile128) {
       // Here and below: the words were zero; threads of other elements add their own bits.
-      const Place p = place_e4m3(r, k % kBlockK);
+      const Place p = place_e4m3(r, at_k);
       unsigned* word = reinterpret_cast<unsigned*>(block + p.byte);
       if (kPack && inside) atomicOr(word, static_cast<unsigned>(place_code<8>(file[k], p.element)));
       if (!kPack) file[k] = static_cast<uint8_t>(code_at<8>(*word, p.element));
     } else {
-      const Place p = place_e2m1(r, k % kBlockK);
+      const Place p = place_e2m1(r, at_k);
       unsigned long long* words = reinterpret_cast<unsigned long long*>(block + p.byte);
       if (kPack) {
         const uint32_t code = inside ? (file[k / 2] >> (k % 2 * 4)) & 15u : 0u;
@@ -77,7 +78,7 @@ __global__ void move_scales(uint8_t* published, uint8_t* blocks, int rows, int p
 // Codes and scales of a matrix of E2M1.
 template <WeightFormat F, bool kPack>
 void move_e2m1(cudaStream_t s, unsigned grid, uint8_t* file, uint8_t* file_scales, uint8_t* blocks, int rows, int cols, int row_bytes, int scales_per_row) {
-  move_codes<F, kPack><<<grid, 256, 0, s>>>(file, blocks, rows, cols, row_bytes);
+  move_codes<F, kPack><<<grid, 256, 0, s>>>(file, blocks, rows, cols, row_bytes, true);
   const int64_t scales = ceil_div<int64_t>(rows, kTileRows) * ceil_div<int64_t>(cols, kBlockK) * block_scale_bytes(F);
   move_scales<F, kPack><<<static_cast<unsigned>(ceil_div<int64_t>(scales, 256)), 256, 0, s>>>(file_scales, blocks, rows, scales_per_row);
 }
@@ -98,21 +99,23 @@ Sizes sizes_of(WeightFormat f, int64_t rows, int64_t cols) {
 }
 
 bool row_major(WeightRole role) { return role == WeightRole::kVector || role == WeightRole::kEmbed; }
+// Whether a matrix of E4M3 is multiplied by tokens that act8 rounds; for E2M1 tokens always lie as these do.
+bool meets_rounded(WeightRole role) { return role != WeightRole::kGrouped; }
 
 template <bool kPack>
 Status move(cudaStream_t s, WeightFormat f, uint8_t* file, uint8_t* file_scales, uint8_t* codes, uint8_t* scales,
-            int64_t rows, int64_t cols, const Sizes& sizes) {
+            int64_t rows, int64_t cols, bool rounded, const Sizes& sizes) {
   const int64_t threads = ceil_div<int64_t>(rows, kTileRows) * kTileRows * ceil_div<int64_t>(cols, kBlockK) * (kBlockK / 8);
   const unsigned grid = static_cast<unsigned>(ceil_div<int64_t>(threads, 256));
   const int row_bytes = static_cast<int>(ceil_div<int64_t>(cols * format_info(f).bits, 8));
   const int r = static_cast<int>(rows), c = static_cast<int>(cols);
   switch (f) {
     case WeightFormat::kBf16:
-      move_codes<WeightFormat::kBf16, kPack><<<grid, 256, 0, s>>>(file, codes, r, c, row_bytes);
+      move_codes<WeightFormat::kBf16, kPack><<<grid, 256, 0, s>>>(file, codes, r, c, row_bytes, false);
       break;
     case WeightFormat::kFp8Tile128:
       if (kPack) DSV4_TRY(check(cudaMemsetAsync(codes, 0, sizes.code_bytes, s), "clearing of memory"));
-      move_codes<WeightFormat::kFp8Tile128, kPack><<<grid, 256, 0, s>>>(file, codes, r, c, row_bytes);
+      move_codes<WeightFormat::kFp8Tile128, kPack><<<grid, 256, 0, s>>>(file, codes, r, c, row_bytes, rounded);
       break;
     case WeightFormat::kMxfp4:
     case WeightFormat::kNvfp4: {
@@ -246,7 +249,8 @@ Result<PackedWeight> pack(cudaStream_t s, const PackRequest& request) {
       DSV4_TRY(check(cudaMemcpyAsync(file_scales, source.scale.data, static_cast<size_t>(sizes.file_scale_bytes),
                                      cudaMemcpyHostToDevice, s), "upload of scales"));
     }
-    DSV4_TRY(move<true>(s, f, file, file_scales, codes, codes + sizes.code_bytes, request.rows, request.cols, sizes));
+    DSV4_TRY(move<true>(s, f, file, file_scales, codes, codes + sizes.code_bytes, request.rows, request.cols,
+                        meets_rounded(request.role), sizes));
   }
   MatrixStack& stack = packed->stack;
   stack.first = {.codes = packed->owned.as<uint8_t>(),
@@ -280,7 +284,7 @@ Status unpack(cudaStream_t s, const PackedWeight& packed, int64_t index, void* c
   DSV4_ASSIGN(Buffer staging, allocate_device(at + static_cast<size_t>(sizes.file_scale_bytes), true));
   uint8_t* const file = staging.as<uint8_t>();
   uint8_t* const from = const_cast<uint8_t*>(m.codes) + index * w.stack.code_stride;
-  DSV4_TRY(move<false>(s, m.format, file, file + at, from, from + sizes.code_bytes, m.rows, m.cols, sizes));
+  DSV4_TRY(move<false>(s, m.format, file, file + at, from, from + sizes.code_bytes, m.rows, m.cols, meets_rounded(w.role), sizes));
   DSV4_TRY(download(codes, file, sizes.file_code_bytes));
   if (scales && sizes.file_scale_bytes) return download(scales, file + at, sizes.file_scale_bytes);
   return {};

@@ -3,14 +3,17 @@
 //
 // A matrix is [row tiles of 16][blocks of 128 along K][block bytes]; rows and K are padded with zeros.
 // Lane = 4 g + t holds rows g and g + 8, and of step s = 0, 1 of a group of 32 along K the elements k = 16 s + 2 t,
-// 2 t + 1, 8 + 2 t, 9 + 2 t (i = 0..3): the operand's own order, so that tokens lie in order of K.
+// 2 t + 1, 8 + 2 t, 9 + 2 t (i = 0..3): the operand's own order. So tokens that are multiplied as they are lie in order of K,
+// and so does K in matrices of BF16 and, of E4M3, in those for groups of rows. Tokens that act8 rounds lie, in each group of
+// 128, in the order of rounded_place(), as does K in other matrices of E4M3 and in all of E2M1: lane t then has all of the
+// t-th 32 elements, and of MXFP4 one scale for them.
 //   BF16  [4 groups of 32][2: row g, row g + 8][32 lanes][s0, s1]               4096 bytes
 //   E4M3  [4 groups of 32][32 lanes][row g: s0, s1; row g + 8: s0, s1]           2048 bytes
 //         four codes of a step in one word, their bits as e4m3_to_bf16 wants them
 //   E2M1  [2 groups of 64][32 lanes][group 0: row g, row g + 8; group 1: same]   1024 bytes
 //         eight codes of a row in one word, s0 then s1; the bits of a pair of words as e2m1_to_bf16 wants them
-// Scales: E4M3 matrices keep the published [rows/128, K/128]; those of E2M1 follow the codes in each block, [16 rows][4 or 8],
-// so that neighbouring blocks of a tile come in one copy.
+// Scales: E4M3 matrices keep the published [rows/128, K/128]; those of E2M1 follow the codes in each block, [16 rows][4 lanes],
+// of NVFP4 two each, so that neighbouring blocks of a tile come in one copy.
 #pragma once
 
 #include <cstdint>
@@ -81,6 +84,9 @@ DSV4_HD constexpr Place place_e2m1(int r, int k) {
   const Position p = position_of(k);
   return {(p.group / 2 * 32 + r % 8 * 4 + p.t) * 16 + p.group % 2 * 8, r / 8 * 8 + p.step * 4 + p.i};
 }
+
+// Where element k of a group of 128 lies among rounded tokens: pairs of neighbours, the first of all four lanes, ...
+DSV4_HD constexpr int rounded_place(int k) { return (k % 32 / 2 * 4 + k / 32) * 2 + k % 2; }
 
 DSV4_HD constexpr uint32_t turn(uint32_t w, int right) { return w >> right | w << (32 - right); }
 

@@ -139,6 +139,20 @@ TEST(Layout, Bf16BlocksAreTheOperandsOfTheirLanes) {
   }
 }
 
+TEST(Layout, RoundedTokensGiveEachLaneOneGroupOfScales) {
+  std::set<int> places;
+  for (int k = 0; k < kBlockK; ++k) {
+    places.insert(rounded_place(k));
+    EXPECT_EQ(position_of(rounded_place(k)).t, k / 32) << "MXFP4 has a scale for 32 elements";
+    EXPECT_EQ(position_of(rounded_place(k)).group / 2, k % 32 / 16) << "NVFP4 for 16: two groups of a lane";
+    if (k % 2 == 0) {
+      EXPECT_EQ(rounded_place(k + 1), rounded_place(k) + 1) << "pairs are stored together";
+    }
+  }
+  EXPECT_EQ(places.size(), static_cast<size_t>(kBlockK));
+  EXPECT_EQ(*places.rbegin() + 1, kBlockK);
+}
+
 TEST(Layout, TokenPiecesFillATileAndMeetAllBanks) {
   std::set<int> places;
   for (int piece = 0; piece < 8; ++piece) {

@@ -55,25 +55,22 @@ __device__ inline Tile tile_of(const Matrix& m, int tile) {
 template <Product P>
 struct Block {
   uint4 codes[code_vectors(P)];
-  uint32_t scales[P == Product::kNvfp4 ? 4 : P == Product::kMxfp4 ? 2 : 1];
+  uint32_t scales[is_fp4(P) ? 2 : 1];  // of E2M1: for row g and row g + 8
 };
 
-// The scales of rows g and g + 8 of a block of E2M1, at `scales`: of both, a byte per group of 32 or 16 along K.
+// The scales of this lane's codes of a block of E2M1, at `scales`: of each row one byte, of NVFP4 two.
 template <Product P>
 __device__ inline void load_scales(const void* scales, Block<P>& b) {
-  const int g = threadIdx.x % 32 / 4;
+  const int lane = threadIdx.x % 32;
   if constexpr (P == Product::kMxfp4) {
-    const uint32_t* s = static_cast<const uint32_t*>(scales);
-    b.scales[0] = s[g];
-    b.scales[1] = s[g + 8];
+    const uint8_t* s = static_cast<const uint8_t*>(scales) + lane;
+    b.scales[0] = s[0];
+    b.scales[1] = s[32];
   }
   if constexpr (P == Product::kNvfp4) {
-    const uint2* s = static_cast<const uint2*>(scales);
-    const uint2 low = s[g], high = s[g + 8];
-    b.scales[0] = low.x;
-    b.scales[1] = low.y;
-    b.scales[2] = high.x;
-    b.scales[3] = high.y;
+    const uint16_t* s = static_cast<const uint16_t*>(scales) + lane;
+    b.scales[0] = s[0];
+    b.scales[1] = s[32];
   }
 }
 
@@ -125,17 +122,16 @@ __device__ inline void operands(const Block<P>& b, int j, uint32_t (&a)[2][4]) {
     e2m1_to_bf16(words, pairs);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const uint32_t factor = code_factor<P>(P == Product::kMxfp4 ? __byte_perm(b.scales[r], 0, 0x4440 + j) : 127u);
+      const uint32_t factor = code_factor<P>(P == Product::kMxfp4 ? b.scales[r] : 127u);
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i / 2][r + i % 2 * 2] = mul_bf16x2(pairs[r][i], factor);
     }
     if constexpr (P == Product::kNvfp4) {
-      // A scale per step, in E4M3.
+      // A scale for each two groups, in E4M3.
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const int s = i / 4, r = i % 2, at = 2 * j + s;
-        const float of_step = e4m3_to_float(static_cast<uint8_t>(b.scales[2 * r + at / 4] >> 8 * (at % 4)));
-        a[s][i % 4] = mul_bf16x2(a[s][i % 4], (float_to_bits(of_step) >> 16) * 0x10001u);
+        const float scale = e4m3_to_float(static_cast<uint8_t>(b.scales[i % 2] >> 8 * (j / 2)));
+        a[i / 4][i % 4] = mul_bf16x2(a[i / 4][i % 4], (float_to_bits(scale) >> 16) * 0x10001u);
       }
     }
   }
@@ -180,7 +176,7 @@ __device__ inline void multiply_groups(const Block<P> (&b)[MA], const char* cons
   }
 }
 
-// Rows of up to NT * 8 tokens in shared memory, in order of K, `blocks` of them: 16 bytes apart modulo 128, so that eight
+// Rows of up to NT * 8 tokens in shared memory, in the order of the weights' K, `blocks` of 128: 16 bytes apart modulo 128, so that eight
 // rows meet different banks. And where this lane's operands of the first block are (rows past the last: any row).
 __host__ __device__ constexpr int few_stride(int blocks) { return blocks * kBlockK * 2 + 16; }
 template <int NT>

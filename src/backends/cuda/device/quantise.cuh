@@ -53,6 +53,14 @@ __device__ inline uint2 act8_four(const float (&v)[4]) {
   return {pair(low), pair(high)};
 }
 
+// What a lane has of act8_four() to its places in the group of 128 at `group`.
+__device__ inline void store_rounded(void* group, uint2 four) {
+  const int lane = threadIdx.x % 32;
+  uint32_t* const to = static_cast<uint32_t*>(group) + rounded_place(4 * lane) / 2;
+  to[0] = four.x;
+  to[rounded_place(2) / 2] = four.y;
+}
+
 // Elements 4 l .. 4 l + 3 of group `block` of a BF16 row, 0 past its end: as they are, and as floats.
 __device__ inline uint2 load_four(const bf16* row, int cols, int block) {
   const int k = block * kBlockK + 4 * (threadIdx.x % 32);

@@ -65,7 +65,7 @@ __device__ void multiply_shares(const Tile (&tiles)[kPair], const Work<RowOf>& w
 // act8 of one group of h of pair `pair` by one warp; lane l gives elements 4 l .. 4 l + 3.
 __device__ void store_h(const Experts& p, int pair, const float (&h)[4]) {
   bf16* to = p.h + static_cast<int64_t>(pair) * p.h_stride + blockIdx.x * kUpRows;
-  reinterpret_cast<uint2*>(to)[threadIdx.x % 32] = act8_four(h);
+  store_rounded(to, act8_four(h));
 }
 
 template <Product P, int N>
@@ -151,7 +151,7 @@ __device__ bool find_task(const Experts& p, Part part, BlockTask& task) {
     task = {-1, min(kManyTaskTokens, p.T - y * kManyTaskTokens), pairs + y * kManyTaskTokens, nullptr};
     return true;
   }
-  if (y >= __ldcg(p.plan.task_count)) return false;
+  if (y >= __ldcg(&p.plan.count->tasks)) return false;
   const int4 raw = __ldcg(reinterpret_cast<const int4*>(p.plan.tasks + y));
   task = {raw.x, raw.z, pairs + raw.y, nullptr};
   if (raw.x >= 0) task.pairs = p.plan.lists + static_cast<int64_t>(raw.x) * p.T + raw.y;

@@ -31,15 +31,17 @@ constexpr int kOwnTask = 8;               // tokens of its tasks at most
 
 // How the work is shared out. Costs in parts of the time that a block of two tiles takes.
 struct Shares {
-  int32_t routed_units, shared_units;  // of a task
-  int32_t routed_cost, shared_cost;    // of a unit
-  int32_t border_cost;                 // from the last routed task to the shared ones
-  int32_t shared_tasks;                // the last ones; 0 where the shared expert has kernels of its own
-  int32_t late_blocks, late_cost;      // the last blocks wait for the shared expert's kernel: how many, and how long
+  int32_t routed_units, shared_units;           // of a task
+  int32_t many_cost, routed_cost, shared_cost;  // of a unit: of an expert with more than 8 tokens, with fewer, of the shared one
+  int32_t border_cost;                          // from the last routed task to the shared ones
+  int32_t shared_tasks;                         // the last ones; 0 where the shared expert has kernels of its own
+  int32_t late_blocks, late_cost;               // the last blocks wait for the shared expert's kernel: how many, and how long
 };
 
 // Of a block of two tiles. Measured, as the others: by blocks that came late.
-constexpr int block_cost(Product product) { return product == Product::kMxfp4 ? 10 : 13; }
+constexpr int block_cost(Product product) { return product == Product::kMxfp4 ? 9 : 13; }
+// Of an expert with more than 8 tokens.
+constexpr int many_block_cost(Product product) { return product == Product::kMxfp4 ? 11 : 15; }
 // Of the shared expert's, by a kernel that has all tokens of its tasks at once, where each warp's own speed decides, and
 // by others.
 constexpr int shared_block_cost(bool raw) { return raw ? 18 : 16; }
@@ -120,10 +122,11 @@ struct Line {
   const Experts& p;
   const Shares& s;
   const OwnPlan& own;
-  int routed;  // tasks
+  int routed, many;  // tasks; of those the first, of experts with more than 8 tokens
 
   __device__ Line(const Experts& experts, const Shares& shares, const OwnPlan& plan)
-      : p(experts), s(shares), own(plan), routed(experts.raw ? plan.tasks : __ldcg(experts.plan.task_count) - shares.shared_tasks) {}
+      : p(experts), s(shares), own(plan), routed(experts.raw ? plan.tasks : __ldcg(&experts.plan.count->tasks) - shares.shared_tasks),
+        many(experts.raw ? 0 : __ldcg(&experts.plan.count->many)) {}
   __device__ int units() const { return routed * s.routed_units + s.shared_tasks * s.shared_units; }
   __device__ int task_of(int unit) const {
     const int behind = unit - routed * s.routed_units;
@@ -138,14 +141,16 @@ struct Line {
   }
   // The first unit of block `block`.
   __device__ int share(int block) const {
-    const int blocks = gridDim.x, on_time = blocks - s.late_blocks, of_routed = routed * s.routed_units * s.routed_cost;
-    const int before_shared = of_routed + s.border_cost, all = before_shared + s.shared_tasks * s.shared_units * s.shared_cost;
+    const int blocks = gridDim.x, on_time = blocks - s.late_blocks, of_many = many * s.routed_units * s.many_cost;
+    const int of_routed = of_many + (routed - many) * s.routed_units * s.routed_cost, before_shared = of_routed + s.border_cost,
+              all = before_shared + s.shared_tasks * s.shared_units * s.shared_cost;
     const int late_cost = s.late_blocks == 0 ? 0 : min(s.late_cost, all / on_time);
     const float part = static_cast<float>(block) / static_cast<float>(blocks);
     const int cost = static_cast<int>(static_cast<float>(all + s.late_blocks * late_cost) * part) - max(0, block - on_time) * late_cost;
     if (block == blocks) return units();
-    const int unit = cost <= of_routed ? (cost + s.routed_cost - 1) / s.routed_cost
-                                       : routed * s.routed_units + (max(0, cost - before_shared) + s.shared_cost - 1) / s.shared_cost;
+    const int unit = cost <= of_many     ? (cost + s.many_cost - 1) / s.many_cost
+                     : cost <= of_routed ? many * s.routed_units + (cost - of_many + s.routed_cost - 1) / s.routed_cost
+                                         : routed * s.routed_units + (max(0, cost - before_shared) + s.shared_cost - 1) / s.shared_cost;
     return min(unit, units());
   }
 };
@@ -264,7 +269,7 @@ constexpr int fixed_bytes(int blocks) {
 // act8 of `count` rows in shared memory, `stride` bytes apart, by warps first, first + warps, ...
 template <class RowOf>
 __device__ void stage_act8(int count, int columns, char* rows, int stride, int first, int warps, const RowOf& row_of) {
-  const int lane = threadIdx.x % 32, blocks = (columns + kBlockK - 1) / kBlockK;
+  const int blocks = (columns + kBlockK - 1) / kBlockK;
   constexpr int kInFlight = 4;
   for (int base = first; base < count * blocks; base += kInFlight * warps) {
     float v[kInFlight][4];
@@ -277,7 +282,7 @@ __device__ void stage_act8(int count, int columns, char* rows, int stride, int f
     for (int i = 0; i < kInFlight; ++i) {
       const int at = base + i * warps;
       if (at >= count * blocks) break;
-      *reinterpret_cast<uint2*>(rows + at / blocks * stride + (at % blocks * kBlockK + 4 * lane) * 2) = act8_four(v[i]);
+      store_rounded(rows + at / blocks * stride + at % blocks * (kBlockK * 2), act8_four(v[i]));
     }
   }
 }
@@ -393,24 +398,33 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
       while (in_group + 1 < tokens.tasks && unit >= tokens.begin[in_group + 1]) ++in_group;
       const int expert = tokens.expert[in_group], first_token = tokens.first[in_group], count = tokens.counts[in_group];
       const int of_task = unit - tokens.begin[in_group], blocks = first_matrix<kUp>(p, expert).blocks();
-      const char* x[N / 8];
-#pragma unroll
-      for (int n = 0; n < N / 8; ++n) {
-        const int token = first_token + min(n * 8 + lane % 8, count - 1);
-        x[n] = rows + (kUp && p.raw ? row_of(p, tokens.pair[token]) : token) * stride + lane / 8 * 16;
-      }
       float total[kPair][N / 8][4] = {};
-      const auto multiply = [&]<Product Q>() {
+      const auto multiply = [&]<Product Q, int NT>(float (&sums)[kPair][NT][4]) {
+        const char* x[NT];
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+          const int token = first_token + min(n * 8 + lane % 8, count - 1);
+          x[n] = rows + (kUp && p.raw ? row_of(p, tokens.pair[token]) : token) * stride + lane / 8 * 16;
+        }
         Tile tiles[kPair];
         tiles_of<Q, kUp>(p, expert, of_task, tiles);
         for (int i = 0; i < blocks; i += kStageBlocks<Q, Wide>, ++stages) {
           barrier_wait(&full[team][stages % kStages], static_cast<uint32_t>(stages / kStages));
-          multiply_stage<Q, kShares, Wide>(tiles, share, i, blocks, ring + stages % kStages * kStageBytes<Wide>, x, total,
+          multiply_stage<Q, kShares, Wide>(tiles, share, i, blocks, ring + stages % kStages * kStageBytes<Wide>, x, sums,
                                            [&] { barrier_arrive(&empty[team][stages % kStages]); });
         }
       };
-      if (expert < 0) multiply.template operator()<Product::kFp8>();
-      else multiply.template operator()<P>();
+      if (expert < 0) {
+        multiply.template operator()<Product::kFp8>(total);
+      } else if (N > 8 && count <= 8) {
+        // Half of the columns would be nobody's.
+        float sums[kPair][1][4] = {};
+        multiply.template operator()<P>(sums);
+#pragma unroll
+        for (int i = 0; i < kPair * 4; ++i) total[i / 4][0][i % 4] = sums[i / 4][0][i % 4];
+      } else {
+        multiply.template operator()<P>(total);
+      }
 
       // Each warp of the team gets the other's sums of eight rows of a tile, and adds the second share to the first.
       float* outbox = outboxes + warp * kOutbox<N> + lane;
@@ -469,6 +483,7 @@ Status launch(OpContext& ctx, const Experts& p, Part part) {
   const int routed_blocks = ceil_div(kUp ? p.D : p.I, kBlockK), shared_blocks = ceil_div(kUp ? p.D : p.shared_I, kBlockK);
   const int blocks = std::max(routed_blocks, shared_blocks);
   Shares s{.routed_units = ceil_div(routed_rows, kRows), .shared_units = ceil_div(shared_rows, kRows),
+           .many_cost = (N == 8 ? block_cost(P) : many_block_cost(P)) * routed_blocks,
            .routed_cost = block_cost(P) * routed_blocks, .shared_cost = shared_block_cost(p.raw != nullptr) * shared_blocks,
            .border_cost = part == Part::kAll && !p.raw ? kBorderCost : 0,
            .shared_tasks = part == Part::kAll ? ceil_div(p.T, p.raw ? kOwnTask : N) : 0, .late_blocks = 0, .late_cost = 0};

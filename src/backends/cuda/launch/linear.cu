@@ -16,6 +16,7 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kFewTokens = 8;                // of one block at most
 constexpr int kBlockBytes = 112 * 1024;      // shared memory of a block: two share a processor
+constexpr unsigned kBlocksAtATime = 2 * kProcessors;
 constexpr int kOwnTokens = 2;                // whose act8 every block makes for itself,
 constexpr int kOwnGroups = 64;               // or as many groups of 128 of more tokens
 constexpr int kMostCluster = 2;              // of 4 they were slower
@@ -72,7 +73,7 @@ __device__ void inverse_rms(const LinearParams& p, float (*sums)[kWarps], float*
 __device__ void stage_act8(const LinearParams& p, const Slice& slice, char* rows, int stride) {
   __shared__ float norm_sums[kFewTokens][kWarps], inverse[kFewTokens];
   if (p.norm) inverse_rms(p, norm_sums, inverse);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
   constexpr int kAhead = 8;  // groups whose loads are in flight together
   for (int first = warp; first < p.T * slice.count; first += kAhead * kWarps) {
     uint2 raw[kAhead], w[kAhead];
@@ -93,7 +94,7 @@ __device__ void stage_act8(const LinearParams& p, const Slice& slice, char* rows
         unpack_four(w[i], factor);
         for (int e = 0; e < 4; ++e) v[e] = round_bf16(v[e] * inverse[at / slice.count] * factor[e]);
       }
-      *reinterpret_cast<uint2*>(rows + at / slice.count * stride + (at % slice.count * kBlockK + 4 * lane) * 2) = act8_four(v);
+      store_rounded(rows + at / slice.count * stride + at % slice.count * (kBlockK * 2), act8_four(v));
     }
   }
 }
@@ -138,6 +139,113 @@ __device__ void multiply_share(const LinearParams& p, const LinearJob& job, cons
   if (inside) multiply<P>(tiles, blocks, part, job.split, ahead, x, (part - slice.first) * (kBlockK * 2), slice.own * (kBlockK * 2), total);
 }
 
+// Shares of K in order, sums [tiles][shares][16 rows][8 tokens] of tiles first, first + step, ...; neighbouring threads write
+// neighbouring rows of one token.
+__device__ void add_shares(const LinearJob& job, const float* sums, int first_tile, int step, int tiles, int first_token, int tokens) {
+  for (int i = threadIdx.x; i < tiles * tokens * kTileRows; i += kWarps * 32) {
+    const int r = i % kTileRows, place = i / kTileRows % tiles, token = i / kTileRows / tiles;
+    const int out_row = (first_tile + place * step) * kTileRows + r;
+    if (out_row >= job.w.rows) continue;
+    float sum = 0.0f;
+    for (int w = 0; w < job.split; ++w) sum += sums[(place * job.split + w) * kShareSums + r * kFewTokens + token];
+    sum *= job.w.global_scale;
+    const int64_t at = static_cast<int64_t>(first_token + token) * job.w.rows + out_row;
+    if (job.y_f32) static_cast<float*>(job.y)[at] = sum;
+    else static_cast<bf16*>(job.y)[at] = to_bf16(sum);
+  }
+}
+
+// The blocks of 128 of a warp's tile that it multiplies: block, block + step, ...
+template <Product P>
+struct Piece {
+  const uint8_t *codes, *scales;  // of the next one
+  int left, step;
+
+  __device__ Piece(const LinearJob& job) {
+    const int warp = threadIdx.x / 32, local = warp / job.own, part = warp % job.own, tile = static_cast<int>(blockIdx.x) * job.tiles_here + local;
+    const bool present = local < job.tiles_here && tile < job.w.tiles();
+    const Tile t = tile_of<P>(job.w, present ? tile : 0);
+    codes = t.codes + part * cuda::kBlockBytes<P>;
+    scales = t.scales + part;
+    left = present ? (job.w.blocks() - part + job.split - 1) / job.split : 0;
+    step = job.split;
+  }
+  __device__ void load(Block<P>& to) {
+    if (left == 0) return;
+    load_block<P>({codes, scales}, 0, to);
+    codes += step * cuda::kBlockBytes<P>;
+    scales += step;
+    --left;
+  }
+};
+
+// Two jobs of more blocks than the GPU holds, so that those left over would run after the others, with a start and an end
+// of their own: every block has the same part of both, and their weights come in one stream.
+constexpr int kBoth = 2;
+template <Product P>
+__global__ void __launch_bounds__(kWarps * 32, 2) both_linear_kernel(const __grid_constant__ LinearParams p) {
+  extern __shared__ uint4 dynamic[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  float* const sums = reinterpret_cast<float*>(dynamic);  // [jobs][tiles][shares][16 rows][8 tokens]
+  char* const rows = reinterpret_cast<char*>(sums + kBoth * kWarps * kShareSums);
+  const Slice all(p.jobs[0], 0);
+  const int stride = few_stride(all.count);
+  Piece<P> piece(p.jobs[0]), second(p.jobs[1]);
+  const int blocks[kBoth] = {piece.left, second.left};
+  const auto load = [&](Block<P>& to) {
+    if (piece.left == 0) {
+      piece = second;
+      second.left = 0;
+    }
+    piece.load(to);
+  };
+  Ahead<P, 1> ahead;
+#pragma unroll
+  for (int d = 0; d < kDepth<P>; ++d) load(ahead[d][0]);
+  if (p.norm && threadIdx.x * 64 < p.K) prefetch_line(p.norm + threadIdx.x * 64);
+  wait_for_previous();
+  stage_tokens(p, p.jobs[0], all, 0, 0, p.T, rows, stride);
+  __syncthreads();
+  const char* x[1];
+  few_tokens(rows, stride, p.T, x);
+#pragma unroll
+  for (int j = 0; j < kBoth; ++j) {
+    const LinearJob& job = p.jobs[j];
+    const int local = warp / job.own, part = warp % job.own;
+    float total[1][1][4] = {};
+    int at = part * (kBlockK * 2), last = 0;
+    for (int first = 0; first < blocks[j]; first += kDepth<P>) {
+#pragma unroll
+      for (int d = 0; d < kDepth<P>; ++d) {
+        if (first + d >= blocks[j]) break;
+        const Block<P> b[1] = {ahead[d][0]};
+        load(ahead[d][0]);
+        multiply_groups<P, 4>(b, x, at, total);
+        at += job.split * (kBlockK * 2);
+        last = d + 1;
+      }
+    }
+    if (j + 1 < kBoth) {
+      // The second job's first block is where the first one's last was followed.
+      for (; last % kDepth<P> != 0; --last) {
+        const Block<P> first = ahead[0][0];
+#pragma unroll
+        for (int d = 0; d + 1 < kDepth<P>; ++d) ahead[d][0] = ahead[d + 1][0];
+        ahead[kDepth<P> - 1][0] = first;
+      }
+    }
+    if (local >= job.tiles_here) continue;
+    float* to = sums + (j * kWarps + local * job.split + part) * kShareSums + g * kFewTokens + 2 * t;
+    for (int i = 0; i < 2; ++i) *reinterpret_cast<float2*>(to + i * 8 * kFewTokens) = float2{total[0][0][2 * i], total[0][0][2 * i + 1]};
+  }
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < kBoth; ++j) {
+    const LinearJob& job = p.jobs[j];
+    add_shares(job, sums + j * kWarps * kShareSums, static_cast<int>(blockIdx.x) * job.tiles_here, 1, job.tiles_here, 0, p.T);
+  }
+}
+
 __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_constant__ LinearParams p) {
   extern __shared__ uint4 dynamic[];
   __shared__ Arrivals sums_here;
@@ -165,7 +273,6 @@ __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_con
     case Product::kNvfp4: multiply_share<Product::kNvfp4>(p, job, slice, first_tile, tile, part, first_token, tokens, rows, total); break;
   }
 
-  // Shares of K in order; neighbouring threads write neighbouring rows of one token.
   if (local < tiles_here) {
     float* to = sums + (local / job.sharing * job.split + part) * kShareSums + g * kFewTokens + 2 * t;
     for (int i = 0; i < 2; ++i) {
@@ -176,21 +283,14 @@ __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_con
   }
   if (job.sharing == 1) __syncthreads();
   else wait_arrivals(sums_here);
-  for (int i = threadIdx.x; i < mine * tokens * kTileRows; i += kWarps * 32) {
-    const int r = i % kTileRows, place = i / kTileRows % mine, token = i / kTileRows / mine;
-    const int out_row = (first_tile + place * job.sharing + rank) * kTileRows + r;
-    if (out_row >= job.w.rows) continue;
-    float sum = 0.0f;
-    for (int w = 0; w < job.split; ++w) sum += sums[(place * job.split + w) * kShareSums + r * kFewTokens + token];
-    sum *= job.w.global_scale;
-    const int64_t at = static_cast<int64_t>(first_token + token) * job.w.rows + out_row;
-    if (job.y_f32) static_cast<float*>(job.y)[at] = sum;
-    else static_cast<bf16*>(job.y)[at] = to_bf16(sum);
-  }
+  add_shares(job, sums, first_tile + rank, job.sharing, mine, first_token, tokens);
 }
 
-// Rows padded with zeros to whole blocks, rounded by act8 or as they are: a warp per group of 128.
-__global__ void input_kernel(const bf16* x, int64_t rows, int cols, bool act8, bf16* out) {
+// What becomes of a row besides zeros up to whole blocks: nothing, the order of rounded tokens, act8.
+enum class Input : uint8_t { kAsIs, kOrdered, kAct8 };
+
+// A warp per group of 128.
+__global__ void input_kernel(const bf16* x, int64_t rows, int cols, Input how, bf16* out) {
   wait_for_previous();
   const int blocks = (cols + kBlockK - 1) / kBlockK;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
@@ -198,14 +298,30 @@ __global__ void input_kernel(const bf16* x, int64_t rows, int cols, bool act8, b
   float v[4];
   load_group(x + i / blocks * cols, cols, static_cast<int>(i % blocks), v);
   const auto pair = [&](float low, float high) { return float_to_bits(low) >> 16 | float_to_bits(high); };
-  reinterpret_cast<uint2*>(out + i * kBlockK)[threadIdx.x % 32] = act8 ? act8_four(v) : uint2{pair(v[0], v[1]), pair(v[2], v[3])};
+  const uint2 four = how == Input::kAct8 ? act8_four(v) : uint2{pair(v[0], v[1]), pair(v[2], v[3])};
+  if (how == Input::kAsIs) reinterpret_cast<uint2*>(out + i * kBlockK)[threadIdx.x % 32] = four;
+  else store_rounded(out + i * kBlockK, four);
 }
 
-Result<const bf16*> padded_input(OpContext& ctx, Workspace::Scope& scratch, const bf16* x, int64_t rows, int cols, bool act8) {
+Result<const bf16*> padded_input(OpContext& ctx, Workspace::Scope& scratch, const bf16* x, int64_t rows, int cols, Input how) {
   const int64_t blocks = ceil_div(cols, kBlockK);
   DSV4_ASSIGN(bf16* out, scratch.take<bf16>(rows * blocks * kBlockK));
-  DSV4_TRY(enqueue(ctx, "input_kernel", input_kernel, static_cast<unsigned>(ceil_div<int64_t>(rows * blocks, 8)), 256, 0, x, rows, cols, act8, out));
+  DSV4_TRY(enqueue(ctx, "input_kernel", input_kernel, static_cast<unsigned>(ceil_div<int64_t>(rows * blocks, 8)), 256, 0, x, rows, cols, how, out));
   return static_cast<const bf16*>(out);
+}
+
+// Both jobs, of E4M3, in the same blocks.
+Status run_both(OpContext& ctx, LinearParams& p, int bytes) {
+  int grid = 0;
+  for (int i = 0; i < kBoth; ++i) {
+    LinearJob& job = p.jobs[i];
+    job.own = job.split;
+    job.tiles_here = kWarps / job.own;
+    grid = std::max(grid, ceil_div(job.w.tiles(), job.tiles_here));
+  }
+  const auto kernel = both_linear_kernel<Product::kFp8>;
+  DSV4_TRY(allow_shared(kernel, bytes));
+  return enqueue(ctx, "both_linear_kernel", kernel, static_cast<unsigned>(grid), kWarps * 32, static_cast<size_t>(bytes), p);
 }
 
 // The rows of a grouped input hold `groups` slices of K and are not rounded.
@@ -240,13 +356,14 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
     p.norm = nullptr;
   }
   if (act8 && !stages) {
-    DSV4_ASSIGN(p.act8, padded_input(ctx, scratch, p.x, p.T, p.K, true));
+    DSV4_ASSIGN(p.act8, padded_input(ctx, scratch, p.x, p.T, p.K, Input::kAct8));
   }
   p.x_stride = groups * p.K;
-  if (raw && p.K % kBlockK != 0) {
+  const bool ordered = grouped && is_fp4(p.jobs[0].product);
+  if (raw && (ordered || p.K % kBlockK != 0)) {
     if (act8) return Status(Code::kUnsupported, cat("cuda: linear_stack of BF16 and quantised weights with K = ", p.K,
                                                     ": expected a multiple of ", kBlockK));
-    DSV4_ASSIGN(p.x, padded_input(ctx, scratch, p.x, p.T * groups, p.K, false));
+    DSV4_ASSIGN(p.x, padded_input(ctx, scratch, p.x, p.T * groups, p.K, ordered ? Input::kOrdered : Input::kAsIs));
     p.K = blocks * kBlockK;
     p.x_stride = groups * p.K;
   }
@@ -260,6 +377,11 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
     job.first_block = static_cast<int32_t>(grid);
     const int needed = ceil_div(job.w.tiles(), job.tiles_here) * job.sharing;
     grid += static_cast<unsigned>(ceil_div(needed, p.cluster) * p.cluster);
+  }
+  if (p.n == kBoth && grid > kBlocksAtATime && p.T <= kFewTokens) {
+    const bool fp8 = p.jobs[0].product == Product::kFp8 && p.jobs[1].product == Product::kFp8;
+    const int bytes = kBoth * kSumBytes + p.T * few_stride(ceil_div(blocks, p.jobs[0].split) * p.jobs[0].split);
+    if (fp8 && bytes <= kBlockBytes) return run_both(ctx, p, bytes);
   }
   const int bytes = kSumBytes + std::min(p.few, p.T) * few_stride(slice);
   DSV4_TRY(allow_shared(linear_kernel, bytes));

@@ -200,23 +200,34 @@ __device__ void make_plan(const Route& p) {
   }
   __syncthreads();
   if (threadIdx.x >= 32) return;
-  const int lane = threadIdx.x;
-  int tasks = 0;
-  for (int base = 0; base <= E; base += 32) {
-    const int e = base + lane;  // E: the shared expert
-    const int tokens = e < E ? count[e] : e == E && p.plan_shared ? T : 0;
-    const int mine = (tokens + per_task - 1) / per_task;
-    int inclusive = mine;
+  // Experts with more than 8 tokens, the others, the shared one: in kernels of few tokens these take different time. A lane
+  // has neighbouring experts.
+  const int lane = threadIdx.x, each = (E + 31) / 32, first = lane * each, end = min(E, first + each);
+  const auto tasks_of = [&](int tokens) { return (tokens + per_task - 1) / per_task; };
+  int mine[2] = {}, through[2];  // tasks of experts with up to 8 tokens; with more
+  for (int e = first; e < end; ++e) mine[count[e] > 8] += tasks_of(count[e]);
+  for (int c = 0; c < 2; ++c) {
+    through[c] = mine[c];
     for (int o = 1; o < 32; o *= 2) {
-      const int other = __shfl_up_sync(~0u, inclusive, o);
-      if (lane >= o) inclusive += other;
+      const int other = __shfl_up_sync(~0u, through[c], o);
+      if (lane >= o) through[c] += other;
     }
-    for (int i = 0; i < mine; ++i) {
-      plan.tasks[tasks + inclusive - mine + i] = {e < E ? e : -1, i * per_task, min(per_task, tokens - i * per_task), 0};
-    }
-    tasks += __shfl_sync(~0u, inclusive, 31);
   }
-  if (lane == 0) *plan.task_count = tasks;
+  const int many = __shfl_sync(~0u, through[1], 31), routed = many + __shfl_sync(~0u, through[0], 31);
+  const int shared = p.plan_shared ? tasks_of(T) : 0;
+  const auto put = [&](int at, int expert, int tokens) {
+    for (int i = 0; i < tasks_of(tokens); ++i) plan.tasks[at + i] = {expert, i * per_task, min(per_task, tokens - i * per_task), 0};
+  };
+  int next[2] = {many + through[0] - mine[0], through[1] - mine[1]};
+  for (int e = first; e < end; ++e) {
+    int& at = next[count[e] > 8];
+    put(at, e, count[e]);
+    at += tasks_of(count[e]);
+  }
+  if (lane == 0) {
+    if (shared > 0) put(routed, -1, T);
+    *plan.count = {routed + shared, many};
+  }
 }
 
 __global__ void __launch_bounds__(1024) route_kernel(const __grid_constant__ Route p) {
@@ -227,7 +238,7 @@ __global__ void __launch_bounds__(1024) route_kernel(const __grid_constant__ Rou
   if (i >= static_cast<int64_t>(p.T) * blocks) return;
   float v[4];
   load_group(p.x + i / blocks * p.D, p.D, static_cast<int>(i % blocks), v);
-  reinterpret_cast<uint2*>(p.act8 + i * kBlockK)[threadIdx.x % 32] = act8_four(v);
+  store_rounded(p.act8 + i * kBlockK, act8_four(v));
 }
 
 // kColumns neighbouring columns per thread.
@@ -323,7 +334,7 @@ Status moe(OpContext& ctx, const MoeArgs& a) {
   const bool plan_shared = a.T <= kFewRows;
   const int64_t tasks = std::min(pairs, a.E + pairs / per_task) + (plan_shared ? ceil_div<int64_t>(a.T, per_task) : 0);
   DSV4_ASSIGN(p.plan.tasks, scratch.take<Task>(tasks));
-  DSV4_ASSIGN(p.plan.task_count, scratch.take<int32_t>(1));
+  DSV4_ASSIGN(p.plan.count, scratch.take<TaskCount>(1));
   DSV4_ASSIGN(p.plan.lists, scratch.take<int32_t>(a.E * a.T));
   DSV4_ASSIGN(bf16* act8, scratch.take<bf16>(a.T * blocks * kBlockK));
   p.x = act8;

@@ -13,9 +13,14 @@ struct Task {
   int32_t expert, first, count, unused;  // 16 bytes: one load
 };
 
+// The first `many` tasks are of experts with more than 8 tokens, the last ones of the shared expert.
+struct TaskCount {
+  int32_t tasks, many;
+};
+
 struct Plan {
   Task* tasks;
-  int32_t* task_count;
+  TaskCount* count;
   int32_t* lists;  // [E, T] pairs t * k + i
 };
 
