@@ -51,7 +51,9 @@ constexpr int kBorderCost = 1400;
 template <int N>
 constexpr int kLateCost = N == 8 ? 400 : 200;
 
-// A plan for the few pairs of tokens and experts.
+// A plan for the few pairs of tokens and experts. The pairs of a single row are its tasks, in their order, so that all but
+// their experts is known before the kernels in front are done.
+__device__ bool is_one_row(const Experts& p) { return p.raw && p.T == 1; }
 struct OwnPlan {
   int32_t order[kMostPairs];  // pairs of each token by ascending expert
   int32_t expert[kMostPairs], count[kMostPairs], pairs[kMostPairs * kOwnTask];  // by task
@@ -125,7 +127,10 @@ struct Line {
   int routed, many;  // tasks; of those the first, of experts with more than 8 tokens
 
   __device__ Line(const Experts& experts, const Shares& shares, const OwnPlan& plan)
-      : p(experts), s(shares), own(plan), routed(experts.raw ? plan.tasks : __ldcg(&experts.plan.count->tasks) - shares.shared_tasks),
+      : p(experts), s(shares), own(plan),
+        routed(is_one_row(experts) ? experts.k
+               : experts.raw       ? plan.tasks
+                                   : __ldcg(&experts.plan.count->tasks) - shares.shared_tasks),
         many(experts.raw ? 0 : __ldcg(&experts.plan.count->many)) {}
   __device__ int units() const { return routed * s.routed_units + s.shared_tasks * s.shared_units; }
   __device__ int task_of(int unit) const {
@@ -137,6 +142,7 @@ struct Line {
   }
   __device__ int expert_of(int task) const {
     if (task >= routed) return -1;
+    if (is_one_row(p)) return __ldcg(p.ids + task);
     return p.raw ? own.expert[task] : __ldcg(&p.plan.tasks[task].expert);
   }
   // The first unit of block `block`.
@@ -175,8 +181,8 @@ __device__ void find_tokens(const Line& line, int from, int last, Tokens<N>& tok
       first = raw.y;
       count = raw.z;
     } else if (task < line.routed) {
-      expert = line.own.expert[task];
-      count = line.own.count[task];
+      expert = line.expert_of(task);
+      count = is_one_row(p) ? 1 : line.own.count[task];
     } else {
       count = p.T;
     }
@@ -210,7 +216,9 @@ __device__ void find_tokens(const Line& line, int from, int last, Tokens<N>& tok
   if (lane < all) {
     int pair = p.T * p.k + its_first + in_task;
     if (its_expert >= 0) {
-      pair = p.raw ? line.own.pairs[its_task * kOwnTask + in_task] : __ldcg(p.plan.lists + static_cast<int64_t>(its_expert) * p.T + its_first + in_task);
+      pair = is_one_row(p) ? its_task
+             : p.raw       ? line.own.pairs[its_task * kOwnTask + in_task]
+                           : __ldcg(p.plan.lists + static_cast<int64_t>(its_expert) * p.T + its_first + in_task);
     }
     tokens.pair[lane] = pair;
     if (kUp) tokens.weight[lane] = its_expert < 0 ? 1.0f : p.weights[pair];
@@ -223,20 +231,24 @@ struct Ahead {
   const Line& line;
   char* ring;
   uint64_t *full, *empty;  // [kStages]
-  int unit, last, expert = 0, stage = 0;
+  int unit, last, task = 0, of_task = 0, expert = 0, stage = 0;
   uint32_t round = 0;  // of the ring
   StageSource source;
 
-  // The next unit that has weights.
-  __device__ void find() {
-    for (; source.left == 0 && unit < last; unit += kTeams) {
-      const int task = line.task_of(unit), of_task = unit - line.begin_of(task);
-      expert = line.expert_of(task);
-      Tile tiles[kPair];
-      if (expert < 0) tiles_of<Product::kFp8, kUp>(line.p, expert, of_task, tiles);
-      else tiles_of<P, kUp>(line.p, expert, of_task, tiles);
-      source.begin(tiles, first_matrix<kUp>(line.p, expert).blocks());
-    }
+  // Where the next unit is in the line; its weights.
+  __device__ void locate() {
+    if (unit >= last) return;
+    task = line.task_of(unit);
+    of_task = unit - line.begin_of(task);
+  }
+  __device__ void open() {
+    if (unit >= last) return;
+    expert = line.expert_of(task);
+    Tile tiles[kPair];
+    if (expert < 0) tiles_of<Product::kFp8, kUp>(line.p, expert, of_task, tiles);
+    else tiles_of<P, kUp>(line.p, expert, of_task, tiles);
+    source.begin(tiles, first_matrix<kUp>(line.p, expert).blocks());
+    unit += kTeams;
   }
   __device__ void fill() {
     char* const to = ring + stage * kStageBytes<Wide>;
@@ -246,11 +258,14 @@ struct Ahead {
       stage = 0;
       ++round;
     }
-    if (source.left == 0) find();
+    if (source.left == 0) {
+      locate();
+      open();
+    }
   }
-  // All of it, by all lanes of a warp together.
+  // All of it from the located unit on, by all lanes of a warp together.
   __device__ void ask() {
-    find();
+    open();
     while (__any_sync(~0u, source.left > 0)) {
       // In the first round, the phase before the first: it counts as ended.
       if (source.left > 0 && barrier_passed(empty + stage, round - 1)) fill();
@@ -315,7 +330,7 @@ __device__ void add_up(const Experts& p, const OwnPlan& own, int unit, int arriv
 template <Product P, int N, int Wide, bool kUp>
 __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant__ Experts p, const __grid_constant__ Shares s, Part part) {
   extern __shared__ __align__(128) char dynamic[];
-  __shared__ uint64_t sent[kWarps], taken[kWarps], full[kTeams][kStages], empty[kTeams][kStages], met;
+  __shared__ uint64_t sent[kWarps], taken[kWarps], full[kTeams][kStages], empty[kTeams][kStages], met, planned;
   __shared__ Tokens<N> tokens;
   __shared__ OwnPlan own;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, team = warp / kShares, share = warp % kShares;
@@ -331,32 +346,49 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
         barrier_init(&empty[team][i], kShares * 32);
       }
     }
-    if (warp == 0) barrier_init(&met, kWarps * 32);
+    if (warp == 0) {
+      barrier_init(&met, kWarps * 32);
+      barrier_init(&planned, 32);
+    }
     barriers_known_to_copies();
   }
-  // `up`: the next kernel comes when all blocks are past this: what made the plan is done then, so `down` may read it
-  // and ask for weights while `up` still runs.
-  if (kUp) begin(part, true);
-  if (p.raw) {
-    if (kUp && blockIdx.x == 0) {
-      for (int i = threadIdx.x; i < output_units(p.D); i += kThreads) p.finished[i] = 0;
-    }
-    if (warp == kWarps) make_own_plan(p, own);
-    else if (kUp && warp < kWarps) stage_act8(p.T, p.D, rows, stride, warp, kWarps, [&](int n) { return p.raw + static_cast<int64_t>(n) * p.D; });
-  }
   __syncthreads();
-  const Line line(p, s, own);
-  const int first = line.share(static_cast<int>(blockIdx.x)), last = line.share(static_cast<int>(blockIdx.x) + 1);
+  const bool one_row = is_one_row(p), plans = p.raw && !(kUp && one_row);
   if (warp >= kWarps) {
     fewer_registers<kAskRegisters<N>>();
+    if (kUp && !one_row) begin(part, true);
+    if (plans && !one_row) barrier_wait(&planned, 0);
+    const Line line(p, s, own);
+    const int first = line.share(static_cast<int>(blockIdx.x)), last = line.share(static_cast<int>(blockIdx.x) + 1);
     constexpr int kTeamsEach = kTeams / kAskingWarps;
     const int mine = (warp - kWarps) * kTeamsEach + lane % kTeamsEach;
     Ahead<P, Wide, kUp> ahead{.line = line, .ring = dynamic + mine * kStages * kStageBytes<Wide>, .full = full[mine], .empty = empty[mine],
                                  .unit = lane < kTeamsEach ? first + mine : last, .last = last, .source = {}};
+    ahead.locate();
+    if (kUp && one_row) begin(part, true);
     ahead.ask();
     return;
   }
   more_registers<kMultiplyRegisters<N>>();
+  // `up`: the next kernel comes when all blocks are past this: what made the plan is done then, so `down` may read it
+  // and ask for weights while `up` still runs.
+  if (kUp) begin(part, true);
+  if (kUp && p.raw) {
+    if (blockIdx.x == 0) {
+      for (int i = threadIdx.x; i < output_units(p.D); i += kWarps * 32) p.finished[i] = 0;
+    }
+    // The first warp looks tokens up meanwhile.
+    if (warp > 0) stage_act8(p.T, p.D, rows, stride, warp - 1, kWarps - 1, [&](int n) { return p.raw + static_cast<int64_t>(n) * p.D; });
+  }
+  if (plans) {
+    if (warp == 0) {
+      make_own_plan(p, own);
+      barrier_arrive(&planned);
+    }
+    barrier_wait(&planned, 0);
+  }
+  const Line line(p, s, own);
+  const int first = line.share(static_cast<int>(blockIdx.x)), last = line.share(static_cast<int>(blockIdx.x) + 1);
   // All warps that multiply. Not a named barrier: after one, racecheck takes no other for one.
   auto meet = [&, times = 0u]() mutable {
     barrier_arrive(&met);
@@ -469,7 +501,7 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
 }
 
 template <int N>
-constexpr int kOwnBytes = sizeof(OwnPlan) + sizeof(Tokens<N>) + (kWarps * 2 + kTeams * kStages * 2 + 1) * 8 + 256;
+constexpr int kOwnBytes = sizeof(OwnPlan) + sizeof(Tokens<N>) + (kWarps * 2 + kTeams * kStages * 2 + 2) * 8 + 256;
 // Whether rings of such stages fit.
 template <int N>
 constexpr bool fits(int stage_bytes, int blocks) {
