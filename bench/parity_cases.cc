@@ -296,6 +296,16 @@ void add_grouped_fp4(Set& set) {
   }
 }
 
+// Two jobs of more blocks than a GPU holds, each with its whole K in one share.
+void add_wide_stack(Set& set) {
+  for (const int64_t T : {1, 5}) {
+    const auto part = [&](int64_t N) { return LinearShape{.T = T, .N = N, .K = 256, .format = WeightFormat::kFp8Tile128}; };
+    const std::vector<LinearShape> queries = {part(20480), part(17000)};
+    set.add("linear_stack", cat("norm, 20480 and 17000 rows T=", T),
+            [=](uint64_t s) { return linear_stack_case(queries, true, s); });
+  }
+}
+
 }  // namespace
 
 std::vector<CaseSpec> parity_cases() {
@@ -307,6 +317,7 @@ std::vector<CaseSpec> parity_cases() {
   add_residual_many(set);
   add_sample(set);
   add_grouped_fp4(set);
+  add_wide_stack(set);
   return std::move(set.specs);
 }
 
