@@ -19,66 +19,69 @@ constexpr int64_t kMostRuns = 2000;
 // Calls in a graph at least, so that its start and its marks, a few us, are shared.
 constexpr int64_t kRecordedCalls = 8;
 
-// Times of a call, in us: each the mean of a graph in which calls go round between the copies.
-Status time_replays(const OpCase& c, Backend& backend, int64_t copies, double seconds, int64_t most,
-                    std::vector<double>& us) {
-  DSV4_ASSIGN(const std::unique_ptr<Stream> stream, backend.make_stream());
-  DSV4_ASSIGN(const std::unique_ptr<Marks> marks, backend.make_marks(2));
-  Workspace workspace(backend);
-  std::vector<std::unique_ptr<Bound>> bound;
-  for (int64_t i = 0; i < copies; ++i) {
-    DSV4_ASSIGN(auto b, Bound::make(c, backend, *stream));
-    bound.push_back(std::move(b));
-  }
-  OpContext ctx{backend, backend.ops(), *stream, workspace};
-  DSV4_TRY(c.call(ctx, *bound.back(), c.whole));
-  DSV4_TRY(backend.synchronize(*stream));
-  const int64_t calls = (kRecordedCalls + copies - 1) / copies * copies;
-  const auto body = [&]() -> Status {
-    DSV4_TRY(marks->mark(*stream, 0));
-    for (int64_t i = 0; i < calls; ++i) {
-      DSV4_TRY(c.call(ctx, *bound[static_cast<size_t>(i % copies)], c.whole));
+// A case with as many copies of its data, of which each call takes the next one.
+struct Calls {
+  static Result<Calls> make(const OpCase& c, Backend& backend, int64_t copies) {
+    Calls calls{.op_case = c, .backend = backend, .workspace = std::make_unique<Workspace>(backend)};
+    DSV4_ASSIGN(calls.stream, backend.make_stream());
+    for (int64_t i = 0; i < copies; ++i) {
+      DSV4_ASSIGN(auto b, Bound::make(c, backend, *calls.stream));
+      calls.bound.push_back(std::move(b));
     }
-    return marks->mark(*stream, 1);
+    return Result<Calls>(std::move(calls));
+  }
+  Status call() {
+    OpContext ctx{backend, backend.ops(), *stream, *workspace};
+    return op_case.call(ctx, *bound[next++ % bound.size()], op_case.whole);
+  }
+  Status call_and_wait() {
+    DSV4_TRY(call());
+    return backend.synchronize(*stream);
+  }
+
+  const OpCase& op_case;
+  Backend& backend;
+  std::unique_ptr<Stream> stream = {};
+  std::unique_ptr<Workspace> workspace;
+  std::vector<std::unique_ptr<Bound>> bound = {};
+  size_t next = 0;
+};
+
+// Times of a call, in us: each the mean of a graph in which calls go round between the copies.
+Status time_replays(Calls& calls, double seconds, std::vector<double>& us) {
+  Backend& backend = calls.backend;
+  DSV4_ASSIGN(const std::unique_ptr<Marks> marks, backend.make_marks(2));
+  DSV4_TRY(calls.call_and_wait());
+  const auto copies = std::ssize(calls.bound), n = (kRecordedCalls + copies - 1) / copies * copies;
+  const auto body = [&]() -> Status {
+    DSV4_TRY(marks->mark(*calls.stream, 0));
+    for (int64_t i = 0; i < n; ++i) DSV4_TRY(calls.call());
+    return marks->mark(*calls.stream, 1);
   };
-  DSV4_ASSIGN(const std::unique_ptr<Graph> graph, backend.record(*stream, body));
+  DSV4_ASSIGN(const std::unique_ptr<Graph> graph, backend.record(*calls.stream, body));
   double total = 0.0;
-  for (int64_t i = 0; i < most && (i < 4 || total < seconds); ++i) {
-    DSV4_TRY(backend.launch(*stream, *graph));
-    DSV4_TRY(backend.synchronize(*stream));
+  for (int64_t i = 0; i < kMostRuns && (i < 4 || total < seconds); ++i) {
+    DSV4_TRY(backend.launch(*calls.stream, *graph));
+    DSV4_TRY(backend.synchronize(*calls.stream));
     DSV4_ASSIGN(const int64_t ns, marks->nanoseconds(0, 1));
     total += static_cast<double>(ns) * 1e-9;
-    if (i > 0) us.push_back(static_cast<double>(ns) * 1e-3 / static_cast<double>(calls));
+    if (i > 0) us.push_back(static_cast<double>(ns) * 1e-3 / static_cast<double>(n));
   }
   return {};
 }
 
-Status time_runs(const OpCase& c, Backend& backend, int64_t copies, double seconds, int64_t most,
-                 ReadMeter* reads, std::vector<double>& us) {
-  DSV4_ASSIGN(const std::unique_ptr<Stream> stream, backend.make_stream());
-  Workspace workspace(backend);
-  std::vector<std::unique_ptr<Bound>> bound;
-  for (int64_t i = 0; i < copies; ++i) {
-    DSV4_ASSIGN(auto b, Bound::make(c, backend, *stream));
-    bound.push_back(std::move(b));
-  }
-  OpContext ctx{backend, backend.ops(), *stream, workspace};
-  if (most > 1) DSV4_TRY(c.call(ctx, *bound.back(), c.whole));
-  DSV4_TRY(backend.synchronize(*stream));
+Status time_runs(Calls& calls, double seconds, int64_t most, ReadMeter* reads,
+                 std::vector<double>& us) {
+  if (most > 1) DSV4_TRY(calls.call_and_wait());
   double total = 0.0, turn_ends = 0.0;
-  int64_t next = 0;
   for (int64_t i = 0; i < most && (i < 3 || total < seconds); ++i) {
     if (reads && total >= turn_ends) {
       reads->sample(2);
       turn_ends = total + kTurnSeconds;
-      // Wakes the backend's threads.
-      DSV4_TRY(c.call(ctx, *bound[static_cast<size_t>(next++ % copies)], c.whole));
-      DSV4_TRY(backend.synchronize(*stream));
+      DSV4_TRY(calls.call_and_wait());  // wakes the backend's threads
     }
-    const Bound& b = *bound[static_cast<size_t>(next++ % copies)];
     const auto begin = Clock::now();
-    DSV4_TRY(c.call(ctx, b, c.whole));
-    DSV4_TRY(backend.synchronize(*stream));
+    DSV4_TRY(calls.call_and_wait());
     us.push_back(std::chrono::duration<double, std::micro>(Clock::now() - begin).count());
     total += us.back() * 1e-6;
   }
@@ -125,10 +128,10 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
   if (!cold || !t.memory_bound) reads = nullptr;
   if (reads) reads->restart();
   std::vector<double> us;
-  if (backend.can_record()) {
-    DSV4_TRY(time_replays(c, backend, t.copies, options.seconds, kMostRuns, us));
-  } else {
-    DSV4_TRY(time_runs(c, backend, t.copies, options.seconds, kMostRuns, reads, us));
+  {
+    DSV4_ASSIGN(Calls calls, Calls::make(c, backend, t.copies));
+    DSV4_TRY(backend.can_record() ? time_replays(calls, options.seconds, us)
+                                  : time_runs(calls, options.seconds, kMostRuns, reads, us));
   }
   const Quantiles q = quantiles(us);
   t.runs = static_cast<int64_t>(us.size());
@@ -145,7 +148,8 @@ Result<OpTiming> time_op(const OpCase& c, Backend& backend, const Peaks* peaks, 
   const double expected = static_cast<double>(c.cost.flops + bytes) / kReferenceFlops;
   if (reference && expected <= options.reference_seconds) {
     us.clear();
-    DSV4_TRY(time_runs(c, *reference, 1, 0.0, expected < 0.05 ? 5 : 1, nullptr, us));
+    DSV4_ASSIGN(Calls calls, Calls::make(c, *reference, 1));
+    DSV4_TRY(time_runs(calls, 0.0, expected < 0.05 ? 5 : 1, nullptr, us));
     t.reference_us = quantiles(us).median;
   }
   return t;
