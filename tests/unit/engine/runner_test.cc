@@ -51,6 +51,18 @@ class RunnerTest : public ::testing::Test {
     runner_ = std::move(runner).value();
   }
 
+  // Another runner over the same cache, for few rows; nullptr where a test has failed.
+  std::unique_ptr<Runner> small_runner(int64_t sequences, Backend& backend, const OpTable& ops) {
+    auto runner = Runner::make(*loaded_.model, *cache_,
+                               {.max_rows = 64,
+                                .max_sequences = sequences,
+                                .max_logit_rows = sequences,
+                                .context = kContext},
+                               backend, ops);
+    EXPECT_TRUE(runner.ok()) << runner.status().message();
+    return runner.ok() ? std::move(runner).value() : nullptr;
+  }
+
   int64_t vocab() const { return loaded_.model->config.vocab_size; }
 
   SequenceCache open() {
@@ -270,18 +282,15 @@ Status sample_but_the_second(OpContext& ctx, const SampleArgs& a) {
 TEST_F(RunnerTest, ARowThatCannotBeSampledBringsItsLogits) {
   OpTable ops = loaded_.backend->ops();
   ops.sample = {sample_but_the_second, "test"};
-  auto made = Runner::make(
-      *loaded_.model, *cache_,
-      {.max_rows = 64, .max_sequences = 5, .max_logit_rows = 5, .context = kContext},
-      *loaded_.backend, ops);
-  ASSERT_TRUE(made.ok()) << made.status().message();
+  const auto runner = small_runner(5, *loaded_.backend, ops);
+  ASSERT_TRUE(runner);
   SequenceCache whole = open(), a = open(), b = open();
   const Rows want = feed(whole, std::span(tokens_).first(12), 12);
   const SampleRow largest{.kind = SampleKind::kLargest};
   const std::span<const int32_t> text(tokens_);
   const std::vector<SequenceRows> step = {{&a, text.first(9), LogitRows::kLast, largest},
                                           {&b, text.first(12), LogitRows::kLast, largest}};
-  const auto result = (*made)->run(step);
+  const auto result = runner->run(step);
   ASSERT_TRUE(result.ok()) << result.status().message();
   EXPECT_TRUE(result->has_token(0));
   EXPECT_FALSE(result->has_token(1));
@@ -352,12 +361,9 @@ TEST_F(RunnerTest, SteadyStateAllocatesNothing) {
 // the backend that does not.
 TEST_F(RunnerTest, ReplayedStepsAreTheStep) {
   testing::RecordingBackend backend(*loaded_.backend);
-  auto made = Runner::make(
-      *loaded_.model, *cache_,
-      {.max_rows = 64, .max_sequences = 5, .max_logit_rows = 5, .context = kContext}, backend,
-      backend.ops());
-  ASSERT_TRUE(made.ok()) << made.status().message();
-  Runner& replaying = **made;
+  const auto made = small_runner(5, backend, backend.ops());
+  ASSERT_TRUE(made);
+  Runner& replaying = *made;
 
   const int64_t slots = cache_->free_slots(), pages = cache_->free_pages();
   const auto warm = replaying.warm_up();
@@ -402,12 +408,9 @@ TEST_F(RunnerTest, ReplayedStepsAreTheStep) {
 // and one copy more for neighbouring rows that ask for logits.
 TEST_F(RunnerTest, AReplayedStepIsOneLaunch) {
   testing::RecordingBackend backend(*loaded_.backend);
-  auto made = Runner::make(
-      *loaded_.model, *cache_,
-      {.max_rows = 64, .max_sequences = 4, .max_logit_rows = 4, .context = kContext}, backend,
-      backend.ops());
-  ASSERT_TRUE(made.ok()) << made.status().message();
-  ASSERT_TRUE((*made)->warm_up().ok());
+  const auto runner = small_runner(4, backend, backend.ops());
+  ASSERT_TRUE(runner);
+  ASSERT_TRUE(runner->warm_up().ok());
   std::vector<SequenceCache> seqs;
   for (int i = 0; i < 4; ++i) seqs.push_back(open());
   const SampleRow largest{.kind = SampleKind::kLargest};
@@ -419,7 +422,7 @@ TEST_F(RunnerTest, AReplayedStepIsOneLaunch) {
     }
     for (size_t i = 0; i < logits; ++i) step[i + 1].sample = {};
     const int64_t launched = backend.launched, copies = backend.copies;
-    const auto result = (*made)->run(step);
+    const auto result = runner->run(step);
     ASSERT_TRUE(result.ok()) << result.status().message();
     EXPECT_EQ(backend.launched - launched, 1);
     EXPECT_EQ(backend.copies - copies, logits > 0 ? 1 : 0);
@@ -434,12 +437,9 @@ TEST_F(RunnerTest, AReplayedStepIsOneLaunch) {
 // Whoever puts something else into the op table gets steps that have it.
 TEST_F(RunnerTest, StepsAreRecordedAnewWhenReplayIsTurnedOnAgain) {
   testing::RecordingBackend backend(*loaded_.backend);
-  auto made = Runner::make(
-      *loaded_.model, *cache_,
-      {.max_rows = 64, .max_sequences = 1, .max_logit_rows = 1, .context = kContext}, backend,
-      backend.ops());
-  ASSERT_TRUE(made.ok()) << made.status().message();
-  Runner& runner = **made;
+  const auto made = small_runner(1, backend, backend.ops());
+  ASSERT_TRUE(made);
+  Runner& runner = *made;
   SequenceCache seq = open();
   const auto steps = [&](int n) {
     for (int i = 0; i < n; ++i) {
