@@ -53,12 +53,12 @@ Status allow_clusters(Kernel* kernel) {
 // (programmatic dependent launch), so every kernel of an op begins with wait_for_previous(). `cluster`
 // neighbouring blocks along x run together; above 8 the kernel needs allow_clusters().
 template <class... Params, class... Args>
-Status enqueue_clusters(OpContext& ctx, std::string_view name, void (*kernel)(Params...), dim3 grid, unsigned cluster,
+Status enqueue_clusters(CudaStream& stream, std::string_view name, void (*kernel)(Params...), dim3 grid, unsigned cluster,
                         unsigned threads, size_t shared_bytes, Args&&... args) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed =
-      !std::exchange(static_cast<CudaStream&>(ctx.stream).behind_copy, false);
+      !std::exchange(stream.behind_copy, false);
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim.x = cluster;
   attributes[1].val.clusterDim.y = 1;
@@ -67,7 +67,7 @@ Status enqueue_clusters(OpContext& ctx, std::string_view name, void (*kernel)(Pa
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream(ctx);
+  config.stream = stream.handle;
   config.attrs = attributes;
   config.numAttrs = cluster > 1 ? 2 : 1;
   // Exactly the parameter types of the kernel.
@@ -78,6 +78,12 @@ Status enqueue_clusters(OpContext& ctx, std::string_view name, void (*kernel)(Pa
         return check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers), name);
       },
       values);
+}
+
+template <class... Params, class... Args>
+Status enqueue_clusters(OpContext& ctx, std::string_view name, void (*kernel)(Params...), dim3 grid, unsigned cluster,
+                        unsigned threads, size_t shared_bytes, Args&&... args) {
+  return enqueue_clusters(static_cast<CudaStream&>(ctx.stream), name, kernel, grid, cluster, threads, shared_bytes, std::forward<Args>(args)...);
 }
 
 template <class... Params, class... Args>

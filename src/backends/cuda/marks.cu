@@ -21,16 +21,7 @@ class CudaMarks : public Marks {
   explicit CudaMarks(Buffer times) : times_(std::move(times)) {}
 
   Status mark(Stream& s, int64_t i) override {
-    auto& stream = static_cast<CudaStream&>(s);
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = !std::exchange(stream.behind_copy, false);
-    cudaLaunchConfig_t config{};
-    config.gridDim = config.blockDim = dim3(1);
-    config.stream = stream.handle;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    return check(cudaLaunchKernelEx(&config, mark_kernel, times_.as<uint64_t>() + i), "mark_kernel");
+    return enqueue_clusters(static_cast<CudaStream&>(s), "mark_kernel", mark_kernel, dim3(1), 1, 1, 0, times_.as<uint64_t>() + i);
   }
 
   Result<int64_t> nanoseconds(int64_t from, int64_t to) const override {
