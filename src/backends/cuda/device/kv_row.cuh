@@ -12,7 +12,8 @@ namespace dsv4::cuda {
 __device__ inline void copy_async_8(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
                "l"(global));
-}// Without a branch.
+}
+// Without a branch.
 __device__ inline void copy_async_16_if(void* shared, const void* global, bool wanted) {
   asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(
                    static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
@@ -39,7 +40,7 @@ __device__ inline uint32_t byte_perm_signs(uint32_t word, uint32_t places) {
 __device__ inline uint4 widen_codes(uint2 codes, uint32_t factor) {
   // Each code with its sign above it: four bits up, the sign is in its place, too.
   const auto pair = [&](uint32_t word, uint32_t places) {
-    return mul_bf16x2(byte_perm_signs(word, places) << 4 & 0x87f087f0u, factor);
+    return mul_bf16x2(byte_perm_signs(word, places) << 4 & kE4m3Mask, factor);
   };
   return {pair(codes.x, 0x9180), pair(codes.x, 0xb3a2), pair(codes.y, 0x9180), pair(codes.y, 0xb3a2)};
 }

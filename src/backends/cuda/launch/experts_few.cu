@@ -51,9 +51,11 @@ constexpr int kBorderCost = 1400;
 template <int N>
 constexpr int kLateCost = N == 8 ? 400 : 200;
 
-// A plan for the few pairs of tokens and experts. The pairs of a single row are its tasks, in their order, so that all but
-// their experts is known before the kernels in front are done.
+// The pairs of a single row are its tasks, in their order, so that all but their experts is known before the kernels in
+// front are done.
 __device__ bool is_one_row(const Experts& p) { return p.raw && p.T == 1; }
+
+// A plan for the few pairs of tokens and experts.
 struct OwnPlan {
   int32_t order[kMostPairs];  // pairs of each token by ascending expert
   int32_t expert[kMostPairs], count[kMostPairs], pairs[kMostPairs * kOwnTask];  // by task

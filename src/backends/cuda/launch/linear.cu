@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kFewTokens = 8;                // of one block at most
-constexpr int kBlockBytes = 112 * 1024;      // shared memory of a block: two share a processor
+constexpr int kSharedBytes = 112 * 1024;     // of a block: two share a processor
 constexpr unsigned kBlocksAtATime = 2 * kProcessors;
 constexpr int kOwnTokens = 2;                // whose act8 every block makes for itself,
 constexpr int kOwnGroups = 64;               // or as many groups of 128 of more tokens
@@ -165,7 +165,7 @@ struct Piece {
     const int warp = threadIdx.x / 32, local = warp / job.own, part = warp % job.own, tile = static_cast<int>(blockIdx.x) * job.tiles_here + local;
     const bool present = local < job.tiles_here && tile < job.w.tiles();
     const Tile t = tile_of<P>(job.w, present ? tile : 0);
-    codes = t.codes + part * cuda::kBlockBytes<P>;
+    codes = t.codes + part * kBlockBytes<P>;
     scales = t.scales + part;
     left = present ? (job.w.blocks() - part + job.split - 1) / job.split : 0;
     step = job.split;
@@ -173,7 +173,7 @@ struct Piece {
   __device__ void load(Block<P>& to) {
     if (left == 0) return;
     load_block<P>({codes, scales}, 0, to);
-    codes += step * cuda::kBlockBytes<P>;
+    codes += step * kBlockBytes<P>;
     scales += step;
     --left;
   }
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) both_linear_kernel(const __gri
       }
     }
     if (j + 1 < kBoth) {
-      // The second job's first block is where the first one's last was followed.
+      // The second job's first block came behind the first one's last: to place 0.
       for (; last % kDepth<P> != 0; --last) {
         const Block<P> first = ahead[0][0];
 #pragma unroll
@@ -347,7 +347,7 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
     job.own = job.split / job.sharing;
     slice = std::max(slice, ceil_div(blocks, job.split) * job.own);
   }
-  p.few = std::clamp((kBlockBytes - kSumBytes) / few_stride(slice), 1, kFewTokens);
+  p.few = std::clamp((kSharedBytes - kSumBytes) / few_stride(slice), 1, kFewTokens);
   const bool stages = act8 && p.T <= p.few && (p.T <= kOwnTokens || p.T * slice <= kOwnGroups);
   if (p.norm && (!stages || raw || p.K % 2 != 0)) {
     DSV4_ASSIGN(bf16* normed, scratch.take<bf16>(static_cast<int64_t>(p.T) * p.K));
@@ -381,7 +381,7 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
   if (p.n == kBoth && grid > kBlocksAtATime && p.T <= kFewTokens) {
     const bool fp8 = p.jobs[0].product == Product::kFp8 && p.jobs[1].product == Product::kFp8;
     const int bytes = kBoth * kSumBytes + p.T * few_stride(ceil_div(blocks, p.jobs[0].split) * p.jobs[0].split);
-    if (fp8 && bytes <= kBlockBytes) return run_both(ctx, p, bytes);
+    if (fp8 && bytes <= kSharedBytes) return run_both(ctx, p, bytes);
   }
   const int bytes = kSumBytes + std::min(p.few, p.T) * few_stride(slice);
   DSV4_TRY(allow_shared(linear_kernel, bytes));
