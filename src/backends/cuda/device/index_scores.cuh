@@ -23,9 +23,14 @@ __host__ __device__ constexpr int index_query_bytes(int groups) {
   return groups * kIndexTile * E * 2;
 }
 
-// Queries of row t and their weights w [groups * 64]; absent heads are zeros. Followed by __syncthreads().
 template <int E>
-__device__ void load_queries(const IndexSelectArgs& a, int64_t t, char* q, float* w) {
+__device__ float index_scale(int64_t heads) {
+  return (1.0f / sqrtf(static_cast<float>(E))) * (1.0f / sqrtf(static_cast<float>(heads)));
+}
+
+// Queries of row t and their weights w [groups * 64], times `scale`; absent heads are zeros. Followed by __syncthreads().
+template <int E>
+__device__ void load_queries(const IndexSelectArgs& a, int64_t t, float scale, char* q, float* w) {
   constexpr int kParts = E / 32;
   const int heads = static_cast<int>(a.heads), padded = index_head_groups(heads) * kIndexTile;
   for (int i = threadIdx.x; i < padded * kParts; i += blockDim.x) {
@@ -45,7 +50,6 @@ __device__ void load_queries(const IndexSelectArgs& a, int64_t t, char* q, float
     place(2, {v[0].z, v[1].z, v[2].z, v[3].z});
     place(3, {v[0].w, v[1].w, v[2].w, v[3].w});
   }
-  const float scale = (1.0f / sqrtf(static_cast<float>(E))) * (1.0f / sqrtf(static_cast<float>(heads)));
   for (int h = threadIdx.x; h < padded; h += blockDim.x) {
     w[h] = h < heads ? round_bf16(to_float(a.weights[t * heads + h]) * scale) : 0.0f;
   }

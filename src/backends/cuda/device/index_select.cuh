@@ -4,6 +4,9 @@
 //
 // Every block sends each of the others its histogram (cluster.cuh), so all know how many keys of which block are
 // larger: two or three exchanges, no barrier of the cluster.
+//
+// Few keys are all sent to every block, which ranks its own among them: no digits, two exchanges and little code, which
+// mostly is not in the instruction cache when its turn comes.
 #pragma once
 
 #include "backends/cuda/core.h"
@@ -28,10 +31,10 @@ struct Selection {
   int2 warps[kMostSelectWarps];
 };
 
-// Larger float, larger key; NaN above all.
+// Larger float, larger key; NaN above all. 0 is no key.
 __device__ inline uint32_t ordered(float v) {
   const uint32_t u = float_to_bits(v);
-  return u & 0x80000000u ? ~u : u | 0x80000000u;
+  return max(u & 0x80000000u ? ~u : u | 0x80000000u, 1u);
 }
 
 // First thing of a block that is going to select, of 256 or 512 threads. One alone is no cluster.
@@ -252,6 +255,89 @@ __device__ inline void select_best(const uint32_t* keys, int n, int begin, int t
     above += through & 0xffff;
     same += through >> 16;
   }
+}
+
+// What the blocks of a row with few keys send each other.
+inline constexpr int kRankedMost = 2048;                   // keys of a row
+inline constexpr int64_t kRankedPairs = int64_t{1} << 18;  // and comparisons of a block; digits are faster for more
+inline constexpr int kComparedKeys = 64;                   // at a time, by eight lanes with one key
+struct Ranking {
+  Arrivals gathered, counted;
+  int warps[kMostSelectWarps];             // chosen keys of each
+  uint2 blocks[kMaxCluster];               // and of each block, in x
+  alignas(16) uint32_t keys[kRankedMost];  // of the row
+};
+
+// `per`: keys of every block but the last ones, a multiple of four.
+__device__ inline bool is_ranked(int visible, int per) {
+  return visible <= kRankedMost && static_cast<int64_t>(visible) * per <= kRankedPairs;
+}
+
+// First thing of a block of kMostSelectWarps warps in a cluster.
+__device__ inline void begin_ranking(Ranking& s, int visible, int blocks) {
+  const int sent = (visible + 3) / 4 * 4, compared = (visible + kComparedKeys - 1) / kComparedKeys * kComparedKeys;
+  if (threadIdx.x == 0) {
+    expect_arrivals(s.gathered, static_cast<uint32_t>(sent) * 4);
+    expect_arrivals(s.counted, static_cast<uint32_t>(blocks) * sizeof(uint2));
+  }
+  if (threadIdx.x < compared - sent) s.keys[sent + threadIdx.x] = 0;
+  block_started();
+}
+
+// In two instructions.
+__device__ inline void count_if_larger(int& count, uint32_t key, uint32_t than) {
+  asm("{ .reg .pred p; setp.gt.u32 p, %1, %2; @p add.s32 %0, %0, 1; }" : "+r"(count) : "r"(key), "r"(than));
+}
+
+// As select_best(), with zeros behind the block's keys up to a multiple of four.
+__device__ inline void select_ranked(const uint32_t* keys, int n, int begin, int per, int visible, int topk, int rank, int blocks,
+                                     Ranking& s, int32_t* out) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  blocks_started();
+  if (warp < blocks) {
+#pragma unroll 1
+    for (int i = lane * 4; i < n; i += 128) {
+      send(reinterpret_cast<uint4*>(s.keys + begin + i), *reinterpret_cast<const uint4*>(keys + i), s.gathered, warp);
+    }
+  }
+  wait_arrivals(s.gathered);
+  // A warp takes neighbours, four at a time; eight lanes compare one with all.
+  const int per_warp = (per + 4 * kMostSelectWarps - 1) / (4 * kMostSelectWarps) * 4, first = warp * per_warp;
+  const int end = min(first + per_warp, n), last = (visible + kComparedKeys - 1) / kComparedKeys * (kComparedKeys / 4);
+  uint32_t chosen = 0;
+#pragma unroll 1
+  for (int i = first; i < end; i += 4) {
+    const uint32_t* const four = s.keys + begin + i;
+    const int own = (begin + i) >> 2;
+    const uint32_t key = four[lane / 8];
+    // Of equal keys those of lower indices are larger: of the four here, and of all before.
+    int larger = lane % 8 < lane / 8 && four[lane % 8] == key;
+    const uint4* other = reinterpret_cast<const uint4*>(s.keys) + lane % 8;
+#pragma unroll 1
+    for (int at = lane % 8 - own; at < last - own; at += kComparedKeys / 4) {  // below 0: before
+#pragma unroll
+      for (int g = 0; g < kComparedKeys / 4; g += 8) {
+        const uint32_t than = key + static_cast<uint32_t>((at + g) >> 31);
+        count_if_larger(larger, other[g].x, than);
+        count_if_larger(larger, other[g].y, than);
+        count_if_larger(larger, other[g].z, than);
+        count_if_larger(larger, other[g].w, than);
+      }
+      other += kComparedKeys / 4;
+    }
+    for (int o = 1; o < 8; o *= 2) larger += __shfl_xor_sync(~0u, larger, o);
+    if (larger < topk && i + lane / 8 < n) chosen |= 1u << (i - first + lane / 8);
+  }
+  chosen = __reduce_or_sync(~0u, chosen);
+  if (lane == 0) s.warps[warp] = __popc(chosen);
+  __syncthreads();
+  const int count = lane < kMostSelectWarps ? s.warps[lane] : 0;
+  const uint2 all = {static_cast<uint32_t>(__reduce_add_sync(~0u, count)), 0};
+  if (lane == 0 && warp < blocks) send(&s.blocks[rank], all, s.counted, warp);
+  int place = __reduce_add_sync(~0u, lane < warp ? count : 0);
+  wait_arrivals(s.counted);
+  place += __reduce_add_sync(~0u, lane < rank ? static_cast<int>(s.blocks[lane].x) : 0);
+  if (chosen >> lane & 1u) out[place + __popc(chosen & ((1u << lane) - 1))] = begin + first + lane;
 }
 
 }  // namespace dsv4::cuda

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kScoreThreads, 2) score_kernel(const __grid_co
   if (next == rows && chunk_begin >= end) return;
   if (places.leader()) bring(end);
   for (int r = 0; r < rows; ++r) {
-    load_queries<E>(a, t + r, memory.queries + r * index_query_bytes<E>(groups), memory.weights + r * groups * kIndexTile);
+    load_queries<E>(a, t + r, index_scale<E>(a.heads), memory.queries + r * index_query_bytes<E>(groups), memory.weights + r * groups * kIndexTile);
   }
   __syncthreads();
   for (int r = 0; r < rows; r = next) {
@@ -175,6 +175,8 @@ __global__ void __launch_bounds__(kIndexThreads, 1) index_kernel(const __grid_co
   const int groups = index_head_groups(a.heads);
   const ScoreMemory<E, S> memory(index_shared, 1, groups, kIndexTiles);
   Selection& selection = *reinterpret_cast<Selection*>(index_shared + memory.bytes(1, groups, kIndexTiles));
+  static_assert(sizeof(Ranking) <= sizeof(Selection) && kIndexThreads == kMostSelectWarps * 32);
+  Ranking& ranking = *reinterpret_cast<Ranking*>(&selection);  // in its place
   uint32_t* const row_keys = reinterpret_cast<uint32_t*>(&selection + 1);
   KeyPlaces<E, S> places(memory.keys, memory.barriers);
   const int rank = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
@@ -189,8 +191,13 @@ __global__ void __launch_bounds__(kIndexThreads, 1) index_kernel(const __grid_co
       places.fill(a, seq, coming, end);
     }
   };
+  const bool ranked = is_ranked(visible, per);
+  const float scale = index_scale<E>(a.heads);
   if (visible > topk) {
-    begin_selection(selection, blocks);
+    if (ranked) {
+      begin_ranking(ranking, visible, blocks);
+      if (threadIdx.x < 4 && end > begin) row_keys[(end - begin - 1) / 4 * 4 + threadIdx.x] = 0;
+    } else begin_selection(selection, blocks);
     if (places.leader()) {
       places.begin();
       bring(old_entries(a, seq));
@@ -203,7 +210,7 @@ __global__ void __launch_bounds__(kIndexThreads, 1) index_kernel(const __grid_co
     return;
   }
   if (places.leader()) bring(end);
-  load_queries<E>(a, t, memory.queries, memory.weights);
+  load_queries<E>(a, t, scale, memory.queries, memory.weights);
   __syncthreads();
   for (int entry = mine; entry < end; entry += kStep) {
     uint32_t keys[E / 16][4];
@@ -214,7 +221,8 @@ __global__ void __launch_bounds__(kIndexThreads, 1) index_kernel(const __grid_co
     if (stores_score() && to < end) row_keys[to - begin] = ordered(score_of(both));
   }
   __syncthreads();
-  select_best(row_keys, end - begin, begin, topk, rank, blocks, selection, out);
+  if (ranked) select_ranked(row_keys, end - begin, begin, per, visible, topk, rank, blocks, ranking, out);
+  else select_best(row_keys, end - begin, begin, topk, rank, blocks, selection, out);
 }
 
 template <int E, int S>
