@@ -2,11 +2,13 @@
 // from one copy in shared memory. Chunks depend on the row alone and join in order (class Chunks), so a row's
 // result does not depend on the batch nor on the kernel: attention_kernel here is for few rows or odd shapes,
 // attention_many.cuh for the rest. A block takes one chunk and HM heads. The chunks of a row are one cluster
-// that adds them up through shared memory; rows with too many chunks leave partial sums for combine_kernel.
+// whose blocks send each other what they add up (cluster.cuh); rows with too many chunks leave partial sums for
+// combine_kernel.
 #pragma once
 
-#include <cooperative_groups.h>
+#include <algorithm>
 
+#include "backends/cuda/device/cluster.cuh"
 #include "backends/cuda/device/kv_row.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/rows.cuh"
@@ -19,6 +21,7 @@ inline constexpr int kTogether = 2;  // the first chunks of a row, 128 keys, sha
 inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr int kAttentionThreads = 256;
 inline constexpr int kMaxChunksOfCluster = 16;
+inline constexpr int kPagesAhead = kAttentionThreads;  // of a sequence, whose places are known before the kernel ahead is done
 
 struct AttentionParams {
   AttentionArgs a;
@@ -39,9 +42,27 @@ __device__ inline int entry_keys(const AttentionArgs& a, int64_t t, int position
   return a.selected ? a.selected_count[t] : static_cast<int>((position + 1) / a.ratio);
 }
 
+// What a block's threads have of the result: two columns each of so many units, which the blocks of a cluster share out.
+// They lie where queries and keys were; with few heads a block's own come first, to be sent in a loop: little code. Then
+// those of its units that come from all chunks, where a block without keys has brought nothing.
+template <int HM, int D>
+constexpr int kUnits = HM * D / (2 * kAttentionThreads);
+inline constexpr int kUnitBytes = kAttentionThreads * 8;
+template <int HM>
+constexpr bool kFewHeads = HM == 16;
+template <int HM, int D>
+constexpr int kOwnBytes = kFewHeads<HM> ? kUnits<HM, D> * kUnitBytes : 0;
+template <int HM, int D>
+constexpr int attention_rows_bytes() {
+  int most = kUnits<HM, D>;
+  for (int blocks = 2; blocks <= kMaxChunksOfCluster; ++blocks) {
+    most = std::max(most, (kUnits<HM, D> + blocks - 1) / blocks * blocks);
+  }
+  return std::max((HM + kChunk) * (D + 8) * 2, std::max(kOwnBytes<HM, D>, HM * (D + 8) * 2) * kFewHeads<HM> + most * kUnitBytes);
+}
 template <int HM, int D>
 constexpr int attention_shared_bytes() {
-  return (HM + kChunk) * (D + 8) * 2 + HM * (kChunk + 8) * 2 + kChunk * 8 + (8 + 32 + 2) * HM * 4;
+  return attention_rows_bytes<HM, D>() + HM * (kChunk + 8) * 2 + kMaxChunksOfCluster * HM * 8 + (8 + 32 + 2) * HM * 4;
 }
 
 // 2^x to within 2 ulp, one instruction; below the normal numbers 0.
@@ -79,6 +100,10 @@ class Chunks {
   float top_ = -INFINITY, sum_ = 0.0f;
 };
 __device__ inline void add_chunk(const float2& f, float v, float& total) { total = __fmaf_rn(v, f.y, total * f.x); }
+__device__ inline void add_chunk(const float2& f, const float2& v, float2& total) {
+  add_chunk(f, v.x, total.x);
+  add_chunk(f, v.y, total.y);
+}
 __device__ inline void add_chunk(const float2& f, const float4& v, float4& total) {
   add_chunk(f, v.x, total.x);
   add_chunk(f, v.y, total.y);
@@ -88,6 +113,7 @@ __device__ inline void add_chunk(const float2& f, const float4& v, float4& total
 // Maxima and sums of all chunks become factors; the inverse of the sum comes back.
 __device__ inline float chunk_factors(int chunks, float sink, float2* stats, int stride) {
   Chunks all;
+#pragma unroll 1
   for (int i = 0; i < chunks; ++i) {
     float2& s = stats[i * stride];
     const float sum = s.y;
@@ -97,21 +123,17 @@ __device__ inline float chunk_factors(int chunks, float sink, float2* stats, int
   return all.inverse(sink);
 }
 
-// Four columns of the result from `col`, rotated back where RoPE has them.
-__device__ inline void store_result(const AttentionParams& p, int64_t row, int col, const float4& v, float factor,
-                                    const float2* turns) {
-  float x[4] = {v.x * factor, v.y * factor, v.z * factor, v.w * factor};
-  round4(x);
-  const int d = static_cast<int>(p.a.d), from = d - static_cast<int>(p.rope.r);
-  if (p.rope.freqs) {
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-      if (col < from) continue;
-      const float2 turn = turns[(col + i - from) / 2];
-      rotate_pair(x[i], x[i + 1], -turn.x, turn.y);
-    }
+// Columns of the result from `col`, which is even, rotated back where RoPE has them.
+__device__ inline uint32_t result_pair(const AttentionParams& p, int col, float2 v, float factor, const float2* turns) {
+  v.x *= factor;
+  v.y *= factor;
+  round2(v.x, v.y);
+  const int from = static_cast<int>(p.a.d - p.rope.r);
+  if (p.rope.freqs && col >= from) {
+    const float2 turn = turns[(col - from) / 2];
+    rotate_pair(v.x, v.y, -turn.x, turn.y);
   }
-  *reinterpret_cast<uint2*>(p.a.o + row * d + col) = {pack2(x[0], x[1]), pack2(x[2], x[3])};
+  return pack2(v.x, v.y);
 }
 
 // Rows of the cache in FP8 come as codes, to the second half of their place as BF16: byte `codes` of it on, of as many
@@ -164,115 +186,145 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   constexpr int kRow = D + 8;          // of Q and K, elements: rows meet different banks
   constexpr int kPRow = kChunk + 8;
   constexpr int MT = HM / 16, NG = 8 / MT;  // tiles of heads; groups of keys, each of MT tiles of 8
-  static_assert(HM * kRow * 4 <= (HM + kChunk) * kRow * 2, "the result takes the place of Q and K");
   constexpr int NC = D / 64;                // tiles of 8 output columns per warp
+  constexpr int kPieces = D / 16;           // of 16 bytes, of half a row as BF16
   extern __shared__ uint4 shared[];
+  __shared__ Arrivals top_here, stats_here, values_here;
   __shared__ float2 turns[kMaxPairs];
-  __shared__ float inverse[HM], own_top[HM];
+  __shared__ float inverse[HM], other_top[HM];
+  __shared__ int pages[kPagesAhead];
   __shared__ uint2 scales[kFp8 ? kChunk : 1];
   __shared__ bool packed[kFp8 ? kChunk : 1];
   bf16* q = reinterpret_cast<bf16*>(shared);            // [HM][kRow]
   bf16* k = q + HM * kRow;                              // [kChunk][kRow]
-  bf16* probs = k + kChunk * kRow;                      // [HM][kPRow]
-  const char** rows = reinterpret_cast<const char**>(probs + HM * kPRow);  // [kChunk]
-  float* tile_max = reinterpret_cast<float*>(rows + kChunk);  // [NG][HM]
+  bf16* probs = reinterpret_cast<bf16*>(reinterpret_cast<char*>(shared) + attention_rows_bytes<HM, D>());  // [HM][kPRow]
+  float2* stats = reinterpret_cast<float2*>(probs + HM * kPRow);  // [chunks][HM] maximum and sum
+  float* tile_max = reinterpret_cast<float*>(stats + kMaxChunksOfCluster * HM);  // [NG][HM]
   float* lane_sum = tile_max + 8 * HM;                        // [8][HM][4], by pairs of keys: 2 c, 2 c + 1 of a tile of 8
-  float2* own_stats = reinterpret_cast<float2*>(lane_sum + 32 * HM);  // [HM] maximum and sum
-  float* result = reinterpret_cast<float*>(q);                // [HM][kRow], after the products
-  float2* stats = reinterpret_cast<float2*>(probs);           // [chunks][HM], likewise
+  float2* own_stats = reinterpret_cast<float2*>(lane_sum + 32 * HM);  // [HM]
+  uint2* own_values = reinterpret_cast<uint2*>(q);            // [units][threads], after the products
+  uint2* values = own_values + (kFewHeads<HM> ? std::max(kOwnBytes<HM, D>, HM * kRow * 2) / 8 : 0);  // [units here][chunks][threads]
 
   const AttentionArgs& a = p.a;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t t = p.first_row + blockIdx.z;
   const int chunk = blockIdx.x, first_head = blockIdx.y * HM, H = static_cast<int>(a.H);
   const int begin = chunk * kChunk;
+  if (threadIdx.x == 0) {
+    expect_arrivals(top_here, HM * sizeof(float));
+    prepare_arrivals(stats_here);
+    prepare_arrivals(values_here);
+  }
+  block_started();
 
   // What no kernel of this step writes may be read before the one ahead is done: where rows lie, and
   // rows of the window and of entries that are older than the batch.
   const int position = a.batch.positions[t], seq = a.batch.row_seq[t];
   const int first_row = a.batch.seq_begin[seq], first_position = a.batch.positions[first_row];
   const int64_t slot = a.batch.seq_slot[seq];
-  const int window = window_keys(a, position);
-  const auto entry_row = [&](int entry) {
-    const int64_t page = a.batch.seq_pages[seq * a.batch.max_pages + entry / a.entries.per_page];
-    return a.entries.data + (page * a.entries.per_page + entry % a.entries.per_page) * a.entries.row_bytes;
-  };
-  const auto old_row = [&](int key) -> const char* {
-    if (key < window) {
-      const int at = position - window + 1 + key;
-      return at < first_position ? a.ring.data + (slot * a.ring.rows + at % a.ring.rows) * a.ring.row_bytes : nullptr;
-    }
-    const int entry = key - window;
-    // A row in FP8 and the next one share what L1 holds as one: the next one must not be new, either.
-    const bool old = a.entries.data && !a.selected && (entry + (kFp8 ? 2 : 1)) * a.ratio <= first_position;
-    return old ? entry_row(entry) : nullptr;
-  };
-  const char* const old = threadIdx.x < kChunk ? old_row(begin + static_cast<int>(threadIdx.x)) : nullptr;
-  const int codes = D - static_cast<int>(a.r);  // of a row in FP8
-  const auto bring_scales = [&](const char* row) {
-    packed[threadIdx.x] = row;
-    if (row) copy_async_8(scales + threadIdx.x, row + codes + 2 * a.r);
-  };
-  if (threadIdx.x < kChunk) {
-    rows[threadIdx.x] = old;
-    if constexpr (kFp8) bring_scales(old);
-  } else if (p.rope.freqs) make_turns(p.rope, position, static_cast<int>(threadIdx.x) - kChunk, kAttentionThreads - kChunk, turns);
+  const int window = window_keys(a, position), visible = a.entries.data ? (position + 1) / static_cast<int>(a.ratio) : 0;
+  const int32_t* const all_pages = a.batch.seq_pages + seq * a.batch.max_pages;
+  const uint32_t per_page = a.entries.data ? static_cast<uint32_t>(a.entries.per_page) : 1, pages_of_2_32 = ~0u / per_page;
+  if (a.entries.data && threadIdx.x < a.batch.max_pages) pages[threadIdx.x] = all_pages[threadIdx.x];
+  if (p.rope.freqs) make_turns(p.rope, position, static_cast<int>(threadIdx.x), kAttentionThreads, turns);
   __syncthreads();
-  for (int i = threadIdx.x; i < kChunk * (D / 8); i += kAttentionThreads) {
-    const int j = i / (D / 8), at = i % (D / 8) * 8;
-    if (!rows[j]) continue;
-    if constexpr (kFp8) copy_fp8_columns<D>(k + j * kRow, rows[j], at, codes);
-    else copy_async_16(k + j * kRow + at, rows[j] + at * 2);
+  const auto entry_row = [&](uint32_t entry) {
+    uint32_t page = __umulhi(entry, pages_of_2_32), at = entry - page * per_page;  // of this page or the next one
+    if (at >= per_page) {
+      ++page;
+      at -= per_page;
+    }
+    const int64_t place = page < kPagesAhead ? pages[page] : all_pages[page];
+    return a.entries.data + (place * per_page + at) * a.entries.row_bytes;
+  };
+  // Each warp brings eight keys; this lane knows where that one of them is whose number it has, modulo 8.
+  const int own = warp * 8 + lane % 8, key = begin + own, at = position - window + 1 + key;
+  const char* row = nullptr;
+  if (key < window) {
+    if (at < first_position) row = a.ring.data + (slot * a.ring.rows + at % static_cast<int>(a.ring.rows)) * a.ring.row_bytes;
+  } else if (a.entries.data && !a.selected) {
+    // A row in FP8 and the next one share what L1 holds as one: the next one must not be new, either.
+    const int entry = key - window;
+    if ((entry + (kFp8 ? 2 : 1)) * a.ratio <= first_position) row = entry_row(static_cast<uint32_t>(entry));
   }
-  wait_for_previous();
+  const bool old = row;
+  const int codes = D - static_cast<int>(a.r);  // of a row in FP8
+  const auto copy_queries = [&] {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < HM * (D / 8); i += kAttentionThreads) {
+      const int h = i / (D / 8), column = i % (D / 8) * 8;
+      bf16* to = q + h * kRow + column;
+      if (first_head + h < H) copy_async_16(to, a.q + (t * H + first_head + h) * D + column);
+      else *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
+    }
+  };
+  const int own_units = (kUnits<HM, D> - 1 - chunk + p.max_chunks) / p.max_chunks;  // if blocks share them
+  const float sink = threadIdx.x < HM ? a.sink[min(first_head + static_cast<int>(threadIdx.x), H - 1)] : 0.0f;
+  blocks_started();
 
-  const int all = window + entry_keys(a, t, position), chunks = (all + kChunk - 1) / kChunk;
-  const int n = min(all - begin, kChunk);  // not above 0: this chunk has no keys
-  if (n <= 0 && (!p.cluster || chunks == 1)) return;
-  // The first chunks exchange their maxima; all of a cluster that are still here meet for it.
-  const cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
-  const bool other = chunk < kTogether && chunks > 1, exchange = chunks > 1 && (p.cluster || other);
-  if (n <= 0) cluster.sync();
-  if (n > 0) {
-    __syncthreads();
-    if (threadIdx.x < kChunk) {
-      const int key = begin + static_cast<int>(threadIdx.x);
-      const char* row = nullptr;  // absent, or on its way already
+  // Old rows, then, by the same code, which is in the instruction cache then, those that the kernel ahead has made.
+  bool narrow = kFp8 && old;  // in FP8
+  int all = 0, chunks = 0, n = kChunk;  // n not above 0: this chunk has no keys
+#pragma unroll 1
+  for (int time = 0; time < 2; ++time) {
+    if (time == 1) {
+      wait_for_previous();
+      int entry = key - window, count = visible;
+      if (a.entries.data && a.selected) {
+        count = a.selected_count[t];
+        if (entry >= 0 && entry < a.topk) entry = a.selected[t * a.topk + entry];
+      }
+      if (kFewHeads<HM>) copy_queries();
+      all = window + count;
+      chunks = (all + kChunk - 1) / kChunk;
+      n = min(all - begin, kChunk);
+      if (n <= 0) break;
+      if (!kFewHeads<HM>) copy_queries();
+      row = nullptr;  // absent, or on its way already
       if (key < all && !old) {
-        const int at = position - window + 1 + key;
         row = key < window ? reinterpret_cast<const char*>(a.kv + static_cast<int64_t>(first_row + at - first_position) * D)
-                           : entry_row(a.selected ? a.selected[t * a.topk + key - window] : key - window);
+                           : entry_row(static_cast<uint32_t>(entry));
       }
-      rows[threadIdx.x] = row;
-      if constexpr (kFp8) {
-        if (!old) bring_scales(key < window ? nullptr : row);
-      }
+      narrow = kFp8 && row && key >= window;
     }
-    __syncthreads();
+    if constexpr (kFp8) {
+      if (lane < 8 && narrow) copy_async_8(scales + own, row + codes + 2 * a.r);
+      if (lane < 8) packed[own] = narrow || old;
+    }
+    const uint32_t narrow_rows = kFp8 ? __ballot_sync(~0u, narrow) : 0;
     // The first half of the columns, then the second.
-    constexpr int kPieces = D / 16;  // of a row's half
+#pragma unroll 1
     for (int half = 0; half < 2; ++half) {
-      for (int i = threadIdx.x; i < HM * kPieces; i += kAttentionThreads) {
-        const int h = i / kPieces, at = (half * kPieces + i % kPieces) * 8;
-        bf16* to = q + h * kRow + at;
-        if (first_head + h < H) copy_async_16(to, a.q + (t * H + first_head + h) * D + at);
-        else *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
+      constexpr int kAtOnce = std::min(kPieces / 4, 4);
+#pragma unroll kAtOnce
+      for (int i = lane; i < 8 * kPieces; i += 32) {
+        const int j = i / kPieces, column = (half * kPieces + i % kPieces) * 8;
+        const auto from = reinterpret_cast<const char*>(__shfl_sync(~0u, reinterpret_cast<uint64_t>(row), j));
+        bf16* const to = k + (warp * 8 + j) * kRow;
+        if (kFp8 && narrow_rows >> j & 1u) copy_fp8_columns<D>(to, from, column, codes);
+        else if (from) copy_async_16(to + column, from + column * 2);
+        else if (warp * 8 + j >= n) *reinterpret_cast<uint4*>(to + column) = uint4{0, 0, 0, 0};
       }
-      for (int i = threadIdx.x; i < kChunk * kPieces; i += kAttentionThreads) {
-        const int j = i / kPieces, at = (half * kPieces + i % kPieces) * 8;
-        bf16* to = k + j * kRow + at;
-        if (kFp8 && rows[j] && packed[j]) copy_fp8_columns<D>(k + j * kRow, rows[j], at, codes);
-        else if (rows[j]) copy_async_16(to, rows[j] + at * 2);
-        else if (j >= n) *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
-      }
-      copy_async_commit();
+      if (time == 1) copy_async_commit();
     }
-
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  }
+  if (n <= 0 && (!p.cluster || chunks == 1)) {
+    copy_async_wait<0>();
+    return;
+  }
+  const int g = lane / 4, c = lane % 4, sharers = chunks == 1 ? 1 : p.max_chunks;
+  const bool other = chunk < kTogether && chunks > 1;  // the first chunks exchange their maxima
+  const bool here = chunks == 1 || p.cluster;          // the chunks join in this kernel
+  if (here && threadIdx.x == 0) {
+    expect_bytes(stats_here, static_cast<uint32_t>(chunks) * HM * sizeof(float2));
+    expect_bytes(values_here, static_cast<uint32_t>((chunks == 1 ? kUnits<HM, D> : own_units) * chunks) * kUnitBytes);
+  }
+  if (n > 0) {
     const int m_tile = warp % MT, group = warp / MT, head = m_tile * 16 + g;  // and head + 8
     // Scores of 16 heads and MT * 8 keys per warp.
     float s[MT][4] = {}, top[2] = {-INFINITY, -INFINITY};
     const bf16* keys = k + group * MT * 8 * kRow;
-#pragma unroll
+#pragma unroll 1
     for (int half = 0; half < 2; ++half) {
       if (half == 0) copy_async_wait<1>();
       else copy_async_wait<0>();
@@ -318,13 +370,15 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       for (int w = 0; w < NG; ++w) top[i] = fmaxf(top[i], tile_max[w * HM + head + 8 * i]);
-      if (group == 0 && c == 0) own_top[head + 8 * i] = top[i];
     }
-    if (exchange) cluster.sync();
     if (other) {
-      const float* tops = cluster.map_shared_rank(own_top, chunk ^ 1);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) top[i] = fmaxf(top[i], tops[head + 8 * i]);
+      for (int i = 0; i < 2; ++i) {
+        if (group == 0 && c == 0) send(&other_top[head + 8 * i], top[i], top_here, chunk ^ 1);
+      }
+      wait_arrivals(top_here);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) top[i] = fmaxf(top[i], other_top[head + 8 * i]);
     }
     for (int i = 0; i < 2; ++i) top[i] *= p.scale;
 #pragma unroll
@@ -351,6 +405,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
     // Output columns of this warp, all heads.
     const int column = warp * (D / 8);
     float o[MT][NC][4] = {};
+#pragma unroll 1
     for (int key = 0; key < kChunk; key += 16) {
       uint32_t pa[MT][4];
 #pragma unroll
@@ -369,49 +424,74 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
       }
     }
     __syncthreads();
-    const bool here = chunks == 1 || p.cluster;  // or in the partial sums
-    const int64_t at = (static_cast<int64_t>(blockIdx.z) * p.max_chunks + chunk) * H + first_head;
-#pragma unroll
-    for (int m = 0; m < MT; ++m) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int h = m * 16 + g + 8 * i;
-        if (first_head + h >= H) continue;
-        float* to = (here ? result + h * kRow : p.partial + (at + h) * D) + column + 2 * c;
-#pragma unroll
-        for (int x = 0; x < NC; ++x) *reinterpret_cast<float2*>(to + x * 8) = {o[m][x][2 * i], o[m][x][2 * i + 1]};
-      }
-    }
     if (!here) {
+      const int64_t at = (static_cast<int64_t>(blockIdx.z) * p.max_chunks + chunk) * H + first_head;
+#pragma unroll
+      for (int m = 0; m < MT; ++m) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int h = m * 16 + g + 8 * i;
+          if (first_head + h >= H) continue;
+          float* to = p.partial + (at + h) * D + column + 2 * c;
+#pragma unroll
+          for (int x = 0; x < NC; ++x) *reinterpret_cast<float2*>(to + x * 8) = {o[m][x][2 * i], o[m][x][2 * i + 1]};
+        }
+      }
       for (int h = threadIdx.x; h < HM && first_head + h < H; h += kAttentionThreads) p.stats[at + h] = own_stats[h];
-      if (other) cluster.sync();  // nobody leaves while the other reads its maxima
       return;
     }
+    // That they are here says, too, that this block's keys are not needed any more.
+    const int h = threadIdx.x % HM;
+    const uint2 sum = *reinterpret_cast<const uint2*>(own_stats + h);
+#pragma unroll 1
+    for (int to = threadIdx.x / HM; to < sharers; to += kAttentionThreads / HM) {
+      send(reinterpret_cast<uint2*>(stats + chunk * HM + h), sum, stats_here, to);
+    }
+    int to = 0, place = chunk;  // block, and where in its values, if there are as many chunks
+    const auto give = [&](const uint2& v) {
+      send(values + place * kAttentionThreads + threadIdx.x, v, values_here, to);
+      if (++to == sharers) {
+        to = 0;
+        place += chunks;
+      }
+    };
+    const auto unit = [&](int u) -> uint2 {
+      const float* const pair = o[u / 2 / NC][u / 2 % NC] + u % 2 * 2;
+      return {float_to_bits(pair[0]), float_to_bits(pair[1])};
+    };
+    if constexpr (kFewHeads<HM>) {
+#pragma unroll
+      for (int u = 0; u < kUnits<HM, D>; ++u) own_values[u * kAttentionThreads + threadIdx.x] = unit(u);
+      wait_arrivals(stats_here);
+#pragma unroll 1
+      for (int u = 0; u < kUnits<HM, D>; ++u) give(own_values[u * kAttentionThreads + threadIdx.x]);
+    } else {
+      wait_arrivals(stats_here);
+#pragma unroll
+      for (int u = 0; u < kUnits<HM, D>; ++u) give(unit(u));
+    }
+  } else {
+    copy_async_wait<0>();
+    wait_arrivals(stats_here);
   }
 
-  // The chunks' sums in order, columns shared out among the blocks.
-  const int sharers = chunks == 1 ? 1 : p.max_chunks;
-  if (sharers > 1) cluster.sync();
-  else __syncthreads();
-  for (int i = threadIdx.x; i < chunks * HM; i += kAttentionThreads) {
-    stats[i] = (sharers > 1 ? cluster.map_shared_rank(own_stats, i / HM) : own_stats)[i % HM];
-  }
+  // The chunks' sums in order.
+  if (threadIdx.x < HM) inverse[threadIdx.x] = chunk_factors(chunks, sink, stats + threadIdx.x, HM);
   __syncthreads();
-  for (int h = threadIdx.x; h < HM; h += kAttentionThreads) {
-    inverse[h] = chunk_factors(chunks, a.sink[min(first_head + h, H - 1)], stats + h, HM);
-  }
-  __syncthreads();
-  for (int i = chunk * kAttentionThreads + static_cast<int>(threadIdx.x); i < HM * (D / 4); i += sharers * kAttentionThreads) {
-    const int local = i / (D / 4), col = i % (D / 4) * 4, h = first_head + local;
-    if (h >= H) continue;
-    float4 sum = {0, 0, 0, 0};
+  wait_arrivals(values_here);
+  const uint2* value = values + threadIdx.x;
+#pragma unroll 1
+  for (int u = chunk; u < kUnits<HM, D>; u += sharers) {
+    const int local = u / 2 / NC * 16 + u % 2 * 8 + g, col = warp * (D / 8) + u / 2 % NC * 8 + 2 * c;
+    float2 sum = {0, 0};
+#pragma unroll 2
     for (int x = 0; x < chunks; ++x) {
-      const float* from = (sharers > 1 ? cluster.map_shared_rank(result, x) : result) + local * kRow + col;
-      add_chunk(stats[x * HM + local], *reinterpret_cast<const float4*>(from), sum);
+      add_chunk(stats[x * HM + local], float2{bits_to_float(value->x), bits_to_float(value->y)}, sum);
+      value += kAttentionThreads;
     }
-    store_result(p, t * H + h, col, sum, inverse[local], turns);
+    const uint32_t pair = result_pair(p, col, sum, inverse[local], turns);
+    if (first_head + local < H) *reinterpret_cast<uint32_t*>(a.o + (t * H + first_head + local) * D + col) = pair;
   }
-  if (sharers > 1) cluster.sync();  // nobody leaves while others read its sums
 }
 
 // One block per row and head: chunks in order.
@@ -437,7 +517,8 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const __grid_c
     for (int i = 0; i < chunks; ++i) {
       add_chunk(stats[i], *reinterpret_cast<const float4*>(p.partial + ((first + i) * H + h) * d + col), sum);
     }
-    store_result(p, t * H + h, col, sum, inverse, turns);
+    *reinterpret_cast<uint2*>(a.o + (t * H + h) * d + col) = {result_pair(p, col, {sum.x, sum.y}, inverse, turns),
+                                                            result_pair(p, col + 2, {sum.z, sum.w}, inverse, turns)};
   }
 }
 
