@@ -48,33 +48,33 @@ __device__ inline uint4 scale_again(const uint4& v, uint32_t factor) {
   return {mul_bf16x2(v.x, factor), mul_bf16x2(v.y, factor), mul_bf16x2(v.z, factor), mul_bf16x2(v.w, factor)};
 }
 
-// A row of n values, r of them RoPE dims, as kv8 left it; n and r are multiples of 8. By one warp.
-__device__ inline void store_fp8_row(const float (&x)[kQuads][4], int n, int r, char* row) {
+// Quads `k` of a row of n values, r of them RoPE dims, as kv8 left it; n and r are multiples of 8. By one warp.
+__device__ inline void store_fp8_quads(const float (&x)[4], int k, int n, int r, char* row) {
   static_assert(kKv8Group == 64 && kQuads * 2 == kKvScaleBytes);
-  const int codes = n - r, lane = threadIdx.x % 32;
+  const int codes = n - r, lane = threadIdx.x % 32, i = element_of(k);
+  float amax = 0.0f;
+  bool nan = false;
 #pragma unroll
-  for (int k = 0; k < kQuads; ++k) {
-    const int i = element_of(k);
-    float amax = 0.0f;
-    bool nan = false;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float a = i < codes ? abs_bits(x[k][e]) : 0.0f;
-      amax = a > amax ? a : amax;
-      nan |= a != a;
-    }
-    for (int o = 8; o; o /= 2) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, o));
-    const bool spoilt = __ballot_sync(~0u, nan) >> (lane & 16) & 0xffffu;
-    const uint8_t scale = act8_scale_byte(amax);
-    const float inverse = ue8m0_inverse(scale);
-    if (i < codes) {
-      const float v[4] = {x[k][0] * inverse, x[k][1] * inverse, x[k][2] * inverse, x[k][3] * inverse};
-      *reinterpret_cast<uint32_t*>(row + i) = to_e4m3x4(v);
-    } else if (i < n) {
-      *reinterpret_cast<uint2*>(row + 2 * i - codes) = {pack2(x[k][0], x[k][1]), pack2(x[k][2], x[k][3])};
-    }
-    if (lane % 16 == 0) row[codes + 2 * r + 2 * k + lane / 16] = static_cast<char>(i >= codes ? 0 : spoilt ? kUe8m0Nan : scale);
+  for (int e = 0; e < 4; ++e) {
+    const float a = i < codes ? abs_bits(x[e]) : 0.0f;
+    amax = a > amax ? a : amax;
+    nan |= a != a;
   }
+  for (int o = 8; o; o /= 2) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, o));
+  const bool spoilt = __ballot_sync(~0u, nan) >> (lane & 16) & 0xffffu;
+  const uint8_t scale = act8_scale_byte(amax);
+  const float inverse = ue8m0_inverse(scale);
+  if (i < codes) {
+    const float v[4] = {x[0] * inverse, x[1] * inverse, x[2] * inverse, x[3] * inverse};
+    *reinterpret_cast<uint32_t*>(row + i) = to_e4m3x4(v);
+  } else if (i < n) {
+    *reinterpret_cast<uint2*>(row + 2 * i - codes) = {pack2(x[0], x[1]), pack2(x[2], x[3])};
+  }
+  if (lane % 16 == 0) row[codes + 2 * r + 2 * k + lane / 16] = static_cast<char>(i >= codes ? 0 : spoilt ? kUe8m0Nan : scale);
+}
+__device__ inline void store_fp8_row(const float (&x)[kQuads][4], int n, int r, char* row) {
+#pragma unroll
+  for (int k = 0; k < kQuads; ++k) store_fp8_quads(x[k], k, n, r, row);
 }
 
 }  // namespace dsv4::cuda

@@ -45,12 +45,7 @@ __device__ void load_row(const bf16* row, int n, float (&x)[Q][4]) {
 #pragma unroll
   for (int k = 0; k < Q; ++k) {
     const int i = element_of(k);
-    const uint2 w = i < n ? *reinterpret_cast<const uint2*>(row + i) : uint2{0, 0};
-    const float2 a = unpack2(w.x), b = unpack2(w.y);
-    x[k][0] = a.x;
-    x[k][1] = a.y;
-    x[k][2] = b.x;
-    x[k][3] = b.y;
+    unpack_four(i < n ? *reinterpret_cast<const uint2*>(row + i) : uint2{0, 0}, x[k]);
   }
 }
 template <int Q>
@@ -90,61 +85,48 @@ __device__ void rotate(float (&x)[Q][4], int n, int64_t r, const float2* turns) 
   }
 }
 
-// The nearest E4M3 value, ties to even, clamped; what float_to_e4m3 and back gives.
-__device__ inline float round_e4m3(float v) {
-  const uint32_t u = float_to_bits(v), mag = u & 0x7fffffffu;
-  if (mag > 0x7f800000u) return v;
-  // Below 2^-6 steps of 2^-9.
-  const float fine = bits_to_float(mag) + 16384.0f - 16384.0f;
-  const float coarse = bits_to_float((mag + 0x7ffffu + (mag >> 20 & 1u)) & 0xfff00000u);
-  return bits_to_float(float_to_bits(mag < 0x3c800000u ? fine : fminf(coarse, kE4m3Max)) | (u & 0x80000000u));
-}
-
 // The nearest E2M1 value, ties to even, clamped; what float_to_e2m1 and back gives. v is no NaN.
 __device__ inline float round_e2m1(float v) {
   const float a = abs_bits(v), grid = a < 2.0f ? 0x1p22f : a < 4.0f ? 0x1p23f : 0x1p24f;  // steps of .5, 1, 2
   return bits_to_float(float_to_bits(fminf(a + grid - grid, kE2m1Max)) | (float_to_bits(v) & 0x80000000u));
 }
 
-// RMSNorm, result as BF16 values; w as loaded by load_row.
-template <int Q>
-__device__ void norm_row(float (&x)[Q][4], const float (&w)[Q][4], int n, float eps) {
-  float squares = 0.0f;
+// RMSNorm of a row of n values, result as BF16 values: each lane adds the squares of all its quads, in order; then it may
+// make those quads that it likes.
+__device__ inline float add_squares(const float (&x)[4], float squares) {
 #pragma unroll
-  for (int k = 0; k < Q; ++k) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) squares = __fmaf_rn(x[k][i], x[k][i], squares);
-  }
+  for (int i = 0; i < 4; ++i) squares = __fmaf_rn(x[i], x[i], squares);
+  return squares;
+}
+__device__ inline void norm_quad(float (&x)[4], const float (&w)[4], float squares, int n, float eps) {
   const float r = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(n) + eps);
 #pragma unroll
-  for (int k = 0; k < Q; ++k) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x[k][i] = x[k][i] * r * w[k][i];
-    round4(x[k]);
-  }
+  for (int i = 0; i < 4; ++i) x[i] = x[i] * r * w[i];
+  round4(x);
 }
 
-// kv8 on the first n values, a multiple of 4 (BF16 values in, BF16 values out), groups of 64: 16 lanes of a quad.
-template <int Q>
-__device__ void kv8_row(float (&x)[Q][4], int n) {
+// kv8 on the quads that lie in the first n values (BF16 values in, BF16 values out), groups of 64: 16 lanes.
+__device__ inline void kv8_quad(float (&x)[4], int n) {
   static_assert(kKv8Group == 64);
+  const bool inside = element_of(0) < n;  // whole quads are; what is BF16 stays as it is
+  float amax = 0.0f;
 #pragma unroll
-  for (int k = 0; k < Q; ++k) {
-    float amax = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float a = abs_bits(x[k][i]);
-      if (element_of(k) < n) amax = a > amax ? a : amax;
-    }
-    for (int o = 8; o; o /= 2) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, o));
-    const uint8_t b = act8_scale_byte(amax);
-    const float inverse = ue8m0_inverse(b), scale = ue8m0_to_float(b);
-    // Whole quads are inside or outside; what is BF16 stays as it is.
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (element_of(k) < n) x[k][i] = round_e4m3(x[k][i] * inverse) * scale;
-    }
-    round4(x[k]);
+  for (int i = 0; i < 4; ++i) {
+    const float a = abs_bits(x[i]);
+    if (inside) amax = a > amax ? a : amax;
+  }
+  for (int o = 8; o; o /= 2) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, o));
+  const uint8_t b = act8_scale_byte(amax);
+  const float inverse = ue8m0_inverse(b), scale = ue8m0_to_float(b);
+  const float v[4] = {x[0] * inverse, x[1] * inverse, x[2] * inverse, x[3] * inverse};
+  const uint32_t codes = to_e4m3x4(v);
+  const float2 low = from_e4m3x2(codes), high = from_e4m3x2(codes >> 16);
+  if (inside) {
+    x[0] = low.x * scale;
+    x[1] = low.y * scale;
+    x[2] = high.x * scale;
+    x[3] = high.y * scale;
+    round4(x);
   }
 }
 

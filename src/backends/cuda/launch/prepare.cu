@@ -20,8 +20,14 @@ constexpr int kAhead = 4;  // rows of a column whose loads are in flight togethe
 
 struct Params {
   Prepare p;
-  int32_t compress_blocks[2], head_blocks;  // then the indexer's
+  int32_t compress_blocks[2], kv_blocks, head_blocks;  // then the indexer's
 };
+
+// Between two runs of this kernel gigabytes of weights pass through the caches, so code comes from memory, and with few rows
+// that takes longer than all else. So what follows the wait is run once before it, on zeros: its code is there when it counts.
+constexpr int64_t kFewRows = 8;
+
+constexpr int kFinishRows = kWarps / kQuads;  // key/value rows of a block
 
 // Rows of one sequence as the compressor sees them: the batch's own rows, older ones from the tail.
 struct RawRows {
@@ -48,59 +54,92 @@ struct RawRows {
   }
 };
 
-__device__ void store_tail(const CompressArgs& a, int64_t t, int seq, int position) {
-  const int64_t to = (static_cast<int64_t>(a.batch.seq_slot[seq]) * a.tail.rows + position % a.tail.rows) * a.tail.columns;
-  const int64_t from = t * a.tail.columns, ape = position % a.spec.ratio * a.tail.columns;
-  for (int i = threadIdx.x; i < a.tail.columns; i += blockDim.x) {
-    a.tail.c[to + i] = a.c[from + i];
-    a.tail.s[to + i] = a.s[from + i] + a.ape[ape + i];
+// A row of the batch on its way into the tail.
+struct TailRow {
+  const float4 *c, *s, *ape;
+  float4 *to_c, *to_s;
+  int quads;
+
+  __device__ TailRow(const CompressArgs& a, int64_t t, int seq, int position) : quads(static_cast<int>(a.tail.columns) / 4) {
+    const int64_t to = a.batch.seq_slot[seq] * a.tail.rows + position % static_cast<int>(a.tail.rows);
+    const int64_t ape_row = position % static_cast<int>(a.spec.ratio);
+    c = reinterpret_cast<const float4*>(a.c) + t * quads;
+    s = reinterpret_cast<const float4*>(a.s) + t * quads;
+    ape = reinterpret_cast<const float4*>(a.ape) + ape_row * quads;
+    to_c = reinterpret_cast<float4*>(a.tail.c) + to * quads;
+    to_s = reinterpret_cast<float4*>(a.tail.s) + to * quads;
   }
-}
+  __device__ void store() const {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < quads; i += kThreads) {
+      const float4 v = s[i], w = ape[i];
+      to_c[i] = c[i];
+      to_s[i] = {v.x + w.x, v.y + w.y, v.z + w.z, v.w + w.w};
+    }
+  }
+};
 
 __device__ float4 over(const float4& a, const float4& b, float (*f)(float, float)) {
   return {f(a.x, b.x), f(a.y, b.y), f(a.z, b.z), f(a.w, b.w)};
 }
 
-__device__ void store_cached(const float (&x)[kQuads][4], int n, int r, char* row, KvFormat format) {
-  if (format == KvFormat::kFp8Rope) store_fp8_row(x, n, r, row);
-  else store_row(x, n, reinterpret_cast<bf16*>(row));
-}
-
-// The end of a key/value row or entry: norm, RoPE, kv8, by one warp. The row lies in shared memory as
-// floats, or in `row`; it goes to `to` and into the cache, where given. One copy of the code for both uses.
-__device__ __noinline__ void finish_row(const float* shared, const bf16* row, const bf16* norm, int n, float eps,
-                                        const float2* turns, int r, bf16* to, char* cached, KvFormat format) {
-  float x[kQuads][4], w[kQuads][4];
-  load_row(norm, n, w);
-  if (row) {
-    load_row(row, n, x);
-  } else {
+// The end of a key/value row or entry of n values, which lies in shared memory: norm, RoPE, kv8. A warp makes 128 values,
+// number `part`, of which it has the norm's; four warps make a row, each for itself. It goes to `to` and into the cache,
+// where given. One copy of the code for both uses and the rehearsal.
+__device__ __noinline__ void finish_row(const float* row, int part, uint2 norm, int n, float eps, const float2* turns, int r,
+                                        bf16* to, char* cached, KvFormat format) {
+  const int left = n - part * 128;
+  float squares = 0.0f, x[1][4] = {}, w[4];
 #pragma unroll
-    for (int k = 0; k < kQuads; ++k) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) x[k][e] = element_of(k) < n ? shared[element_of(k) + e] : 0.0f;
-    }
+  for (int k = 0; k < kQuads; ++k) {
+    if (element_of(k) >= n) continue;
+    const float4 v = *reinterpret_cast<const float4*>(row + element_of(k));
+    squares = add_squares({v.x, v.y, v.z, v.w}, squares);
   }
-  norm_row(x, w, n, eps);
-  rotate(x, n, r, turns);
-  kv8_row(x, n - r);
-  if (to) store_row(x, n, to);
-  if (cached) store_cached(x, n, r, cached, format);
+  if (element_of(0) < left) {
+    const float4 v = *reinterpret_cast<const float4*>(row + element_of(part));
+    x[0][0] = v.x;
+    x[0][1] = v.y;
+    x[0][2] = v.z;
+    x[0][3] = v.w;
+  }
+  unpack_four(norm, w);
+  norm_quad(x[0], w, squares, n, eps);
+  rotate(x, left, r, turns);
+  kv8_quad(x[0], left - r);
+  if (to) store_row(x, left, to + part * 128);
+  if (!cached) return;
+  if (format == KvFormat::kFp8Rope) store_fp8_quads(x[0], part, n, r, cached);
+  else store_row(x, left, reinterpret_cast<bf16*>(cached) + part * 128);
+}
+__device__ uint2 load_quad(const bf16* row, int part, int n) {
+  return element_of(part) < n ? *reinterpret_cast<const uint2*>(row + element_of(part)) : uint2{0, 0};
 }
 
-// An index vector: RoPE, Hadamard, idx4.
-__device__ void finish_index(float (&x)[1][4], int n, int64_t r, const float2* turns, bf16* to) {
+// An index vector: RoPE, Hadamard, idx4; its first `stored` values go to `to`. One copy of the code.
+__device__ __noinline__ void finish_index(float4 v, int n, int r, const float2* turns, int stored, bf16* to) {
+  float x[1][4] = {{v.x, v.y, v.z, v.w}};
   rotate(x, n, r, turns);
   hadamard(x, n);
   idx4_row(x);
-  store_row(x, n, to);
+  store_row(x, stored, to);
+}
+// The key of n values in shared memory: norm before all that.
+__device__ void finish_key(const float* row, uint2 norm, int n, float eps, int r, const float2* turns, int stored, bf16* to) {
+  float4 v = {0, 0, 0, 0};
+  if (element_of(0) < n) v = *reinterpret_cast<const float4*>(row + element_of(0));
+  float x[4] = {v.x, v.y, v.z, v.w}, w[4];
+  unpack_four(norm, w);
+  norm_quad(x, w, add_squares(x, 0.0f), n, eps);
+  finish_index({x[0], x[1], x[2], x[3]}, n, r, turns, stored, to);
 }
 
 // One row of the batch by one block; makes an entry where the row is the last of its window. Groups of
 // threads take neighbouring rows of the window, four columns each; the groups' sums are added in order.
 __device__ void compress_row(const CompressArgs& a, int64_t t, bool tail, float2* turns) {
   __shared__ float4 first[kThreads], second[kThreads];
-  __shared__ float entry[kMaxRow];
+  __shared__ float4 entry4[kMaxRow / 4];
+  float* const entry = reinterpret_cast<float*>(entry4);
   const int seq = a.batch.row_seq[t], position = a.batch.positions[t];
   const int m = static_cast<int>(a.spec.ratio), dim = static_cast<int>(a.spec.dim), quads = dim / 4;
   const int64_t first_row = a.batch.seq_begin[seq];
@@ -109,9 +148,29 @@ __device__ void compress_row(const CompressArgs& a, int64_t t, bool tail, float2
   const RawRows rows{a, first_row, a.batch.seq_slot[seq], a.batch.positions[first_row], from};
   const int oldest = from % static_cast<int>(a.tail.rows);
   const bool last = (position + 1) % m == 0;
-  if (last && threadIdx.x < 32) make_turns(a.rope, begin, static_cast<int>(threadIdx.x), 32, turns);
-  wait_for_previous();
-  if (tail) store_tail(a, t, seq, position);
+  const TailRow tail_row(a, t, seq, position);
+  const int warp = threadIdx.x / 32, r = static_cast<int>(a.rope.r), per_page = static_cast<int>(a.out.per_page);
+  const bool finishes = last && warp < (a.index_key ? 1 : kQuads);
+  let_next_come();
+  uint2 norm = {0, 0};
+  char* out = nullptr;
+  const auto finish = [&](char* to, int stored) {
+    if (a.index_key) return finish_key(entry, norm, dim, a.eps, r, turns, stored, reinterpret_cast<bf16*>(to));
+    finish_row(entry, warp, norm, dim, a.eps, turns, r, nullptr, to, a.out.format);
+  };
+  if (last) {
+    if (warp == kQuads) make_turns(a.rope, begin, static_cast<int>(threadIdx.x) % 32, 32, turns);
+    entry[threadIdx.x] = 0.0f;
+    __syncthreads();
+    if (finishes) {
+      norm = load_quad(a.norm, warp, dim);
+      const int64_t page = a.batch.seq_pages[seq * a.batch.max_pages + index / per_page];
+      out = a.out.data + (page * per_page + index % per_page) * a.out.row_bytes;
+      finish(reinterpret_cast<char*>(second), dim);
+    }
+  }
+  previous_done();
+  if (tail) tail_row.store();
   if (!last) return;
   const int groups = min(n, kThreads / quads), per = (n + groups - 1) / groups;
   const int group = threadIdx.x / quads, at = threadIdx.x % quads * 4;
@@ -169,74 +228,100 @@ __device__ void compress_row(const CompressArgs& a, int64_t t, bool tail, float2
     entry[i] = round_bf16(value / total);
   }
   __syncthreads();
-  if (threadIdx.x >= 32) return;
-  const int64_t page = a.batch.seq_pages[seq * a.batch.max_pages + index / a.out.per_page];
-  char* out = a.out.data + (page * a.out.per_page + index % a.out.per_page) * a.out.row_bytes;
-  if (!a.index_key) {
-    return finish_row(entry, nullptr, a.norm, dim, a.eps, turns, static_cast<int>(a.rope.r), nullptr, out, a.out.format);
-  }
-  float x[1][4], w[1][4];
-  load_row(a.norm, dim, w);
-#pragma unroll
-  for (int e = 0; e < 4; ++e) x[0][e] = element_of(0) < dim ? entry[element_of(0) + e] : 0.0f;
-  norm_row(x, w, dim, a.eps);
-  finish_index(x, dim, a.rope.r, turns, reinterpret_cast<bf16*>(out));
+  if (finishes) finish(out, dim);
 }
 
-// Head h < H of row t is a query; head H is the row's key/value.
-__device__ void head(const Prepare& p, int64_t i, float2* turns) {
+// Rows of key/value, a warp per 128 values.
+__device__ void kv_rows(const Prepare& p, int block, float2 (*turns)[kMaxPairs]) {
+  __shared__ float4 values[kFinishRows][kMaxRow / 4];
+  __shared__ uint4 scratch[kFinishRows][2][kMaxRow / 8];  // a row as it leaves, and as it is cached
   const QkvArgs& a = p.qkv;
-  if (i >= a.T * (a.H + 1)) return wait_for_previous();
-  const int64_t t = i / (a.H + 1), h = i % (a.H + 1);
-  const int d = static_cast<int>(a.d), position = a.positions[t];
-  make_turns(a.rope, position, static_cast<int>(threadIdx.x % 32), 32, turns);
-  __syncwarp();
-  wait_for_previous();
-  if (h == a.H) {
-    bf16* row = a.kv + t * d;
+  const int part = threadIdx.x / 32 % kQuads, local = threadIdx.x / 32 / kQuads, d = static_cast<int>(a.d);
+  const int64_t t = static_cast<int64_t>(block) * kFinishRows + local;
+  const bool present = t < a.T;
+  let_next_come();
+  uint2 norm = {0, 0};
+  char* in_ring = nullptr;
+  if (present) {
+    norm = load_quad(a.kv_norm, part, d);
+    const int position = a.positions[t];
+    if (part == 0) make_turns(a.rope, position, static_cast<int>(threadIdx.x) % 32, 32, turns[local]);
     const RingInsertArgs& insert = p.ring_insert;
-    char* in_ring = nullptr;
     if (insert.ring.data) {
       const int64_t slot = insert.batch.seq_slot[insert.batch.row_seq[t]];
-      in_ring = insert.ring.data + (slot * insert.ring.rows + position % insert.ring.rows) * insert.ring.row_bytes;
-    }
-    return finish_row(nullptr, row, a.kv_norm, d, a.eps, turns, static_cast<int>(a.rope.r), row, in_ring, insert.ring.format);
-  }
-  float x[kQuads][4];
-  bf16* row = a.q + (t * a.H + h) * d;
-  load_row(row, d, x);
-  // The published BF16 chain; the mean's sum in FP32.
-  float squares = 0.0f;
-#pragma unroll
-  for (int k = 0; k < kQuads; ++k) {
-#pragma unroll
-    for (int e = 0; e < 4; e += 2) {
-      const float2 v = unpack2(pack2(x[k][e] * x[k][e], x[k][e + 1] * x[k][e + 1]));
-      squares += v.x;
-      squares += v.y;
+      in_ring = insert.ring.data + (slot * insert.ring.rows + position % static_cast<int>(insert.ring.rows)) * insert.ring.row_bytes;
     }
   }
-  const float mean = round_bf16(warp_sum(squares) / static_cast<float>(d));
-  const float r = round_bf16(1.0f / sqrtf(round_bf16(mean + a.eps)));
-#pragma unroll
-  for (int k = 0; k < kQuads; ++k) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) x[k][e] *= r;
-    round4(x[k]);
+  bf16* const row = a.kv + t * d;
+  float* const mine = reinterpret_cast<float*>(values[local]);
+#pragma unroll 1
+  for (int pass = 0; pass < 2; ++pass) {
+    const bool real = pass == 1;
+    if (real) previous_done();
+    float x[4];
+    unpack_four(real && present ? load_quad(row, part, d) : uint2{0, 0}, x);
+    if (real) __syncthreads();
+    *reinterpret_cast<float4*>(mine + element_of(part)) = {x[0], x[1], x[2], x[3]};
+    __syncthreads();
+    if (!present) continue;
+    finish_row(mine, part, norm, d, a.eps, turns[local], static_cast<int>(a.rope.r), real ? row : reinterpret_cast<bf16*>(scratch[local][0]),
+               real || !in_ring ? in_ring : reinterpret_cast<char*>(scratch[local][1]), p.ring_insert.ring.format);
   }
-  rotate(x, d, a.rope.r, turns);
-  store_row(x, d, row);
+}
+
+// Query i of T * H.
+__device__ void head(const QkvArgs& a, int64_t i, float2* turns) {
+  let_next_come();
+  if (i >= a.T * a.H) return previous_done();
+  const int d = static_cast<int>(a.d);
+  make_turns(a.rope, a.positions[i / a.H], static_cast<int>(threadIdx.x % 32), 32, turns);
+  __syncwarp();
+  bf16* const row = a.q + i * d;
+#pragma unroll 1
+  for (int pass = a.T <= kFewRows ? 0 : 1; pass < 2; ++pass) {
+    const int there = pass == 0 ? 0 : d;  // nothing is loaded or stored
+    if (pass == 1) previous_done();
+    float x[kQuads][4];
+    load_row(row, there, x);
+    // The published BF16 chain; the mean's sum in FP32.
+    float squares = 0.0f;
+#pragma unroll
+    for (int k = 0; k < kQuads; ++k) {
+#pragma unroll
+      for (int e = 0; e < 4; e += 2) {
+        const float2 v = unpack2(pack2(x[k][e] * x[k][e], x[k][e + 1] * x[k][e + 1]));
+        squares += v.x;
+        squares += v.y;
+      }
+    }
+    const float mean = round_bf16(warp_sum(squares) / static_cast<float>(d));
+    const float r = round_bf16(1.0f / sqrtf(round_bf16(mean + a.eps)));
+#pragma unroll
+    for (int k = 0; k < kQuads; ++k) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) x[k][e] *= r;
+      round4(x[k]);
+    }
+    rotate(x, d, a.rope.r, turns);
+    store_row(x, there, row);
+  }
 }
 
 __device__ void index_head(const IndexSelectArgs& a, int64_t i, float2* turns) {
-  if (i >= a.batch.rows * a.heads) return wait_for_previous();
+  let_next_come();
+  if (i >= a.batch.rows * a.heads) return previous_done();
   const int e = static_cast<int>(a.e);
   make_turns(a.rope, a.batch.positions[i / a.heads], static_cast<int>(threadIdx.x % 32), 32, turns);
   __syncwarp();
-  wait_for_previous();
-  float x[1][4];
-  load_row(a.q + i * e, e, x);
-  finish_index(x, e, a.rope.r, turns, a.q + i * e);
+  bf16* const row = a.q + i * e;
+#pragma unroll 1
+  for (int pass = a.batch.rows <= kFewRows ? 0 : 1; pass < 2; ++pass) {
+    const int there = pass == 0 ? 0 : e;
+    if (pass == 1) previous_done();
+    float x[4];
+    unpack_four(load_quad(row, 0, there), x);
+    finish_index({x[0], x[1], x[2], x[3]}, e, static_cast<int>(a.rope.r), turns, there, row);
+  }
 }
 
 __global__ void __launch_bounds__(kThreads) prepare_kernel(const __grid_constant__ Params q) {
@@ -246,7 +331,9 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(const __grid_constant
   if (which == 1) block -= q.compress_blocks[0];
   if (block < q.compress_blocks[which]) return compress_row(q.p.compress[which], block, q.p.tails, turns[0]);
   block -= q.compress_blocks[1];
-  if (block < q.head_blocks) return head(q.p, static_cast<int64_t>(block) * kWarps + warp, turns[warp]);
+  if (block < q.kv_blocks) return kv_rows(q.p, block, turns);
+  block -= q.kv_blocks;
+  if (block < q.head_blocks) return head(q.p.qkv, static_cast<int64_t>(block) * kWarps + warp, turns[warp]);
   index_head(q.p.index, static_cast<int64_t>(block - q.head_blocks) * kWarps + warp, turns[warp]);
 }
 
@@ -256,7 +343,7 @@ __global__ void __launch_bounds__(kThreads) tail_kernel(const CompressArgs a) {
   const int64_t t = blockIdx.x;
   const int seq = a.batch.row_seq[t];
   if (t < a.batch.seq_begin[seq + 1] - a.tail.rows) return;
-  store_tail(a, t, seq, a.batch.positions[t]);
+  TailRow(a, t, seq, a.batch.positions[t]).store();
 }
 
 __global__ void ring_insert_kernel(const RingInsertArgs a) {
@@ -311,8 +398,9 @@ Status prepare(OpContext& ctx, const Prepare& p) {
   }
   if (p.qkv.q) {
     DSV4_TRY(check_row("qkv", "head dim", p.qkv.d, p.qkv.rope.r));
-    q.head_blocks = static_cast<int32_t>(ceil_div<int64_t>(p.qkv.T * (p.qkv.H + 1), kWarps));
-    grid += q.head_blocks;
+    q.kv_blocks = static_cast<int32_t>(ceil_div<int64_t>(p.qkv.T, kFinishRows));
+    q.head_blocks = static_cast<int32_t>(ceil_div<int64_t>(p.qkv.T * p.qkv.H, kWarps));
+    grid += q.kv_blocks + q.head_blocks;
   }
   if (p.ring_insert.ring.data) DSV4_TRY(check_cached_row("ring_insert", p.ring_insert.ring.format, p.qkv.d, p.qkv.rope.r));
   if (p.index.q) {
