@@ -13,12 +13,6 @@ __device__ inline void copy_async_8(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
                "l"(global));
 }
-// Without a branch.
-__device__ inline void copy_async_16_if(void* shared, const void* global, bool wanted) {
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(static_cast<int>(wanted)));
-}
 
 // In BF16's places a code stands for its value times 2^-120 (packed.h), subnormals included; one factor brings it back
 // where the scale is no larger than this, else a second one is needed.
@@ -56,14 +50,14 @@ __device__ inline void store_fp8_quads(const float (&x)[4], int k, int n, int r,
   bool nan = false;
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    const float a = i < codes ? abs_bits(x[e]) : 0.0f;
-    amax = a > amax ? a : amax;
+    const float a = i < codes ? fabsf(x[e]) : 0.0f;
+    amax = fmaxf(amax, a);
     nan |= a != a;
   }
   for (int o = 8; o; o /= 2) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, o));
   const bool spoilt = __ballot_sync(~0u, nan) >> (lane & 16) & 0xffffu;
-  const uint8_t scale = act8_scale_byte(amax);
-  const float inverse = ue8m0_inverse(scale);
+  float value, inverse;
+  const uint32_t scale = act8_factors(amax, value, inverse);
   if (i < codes) {
     const float v[4] = {x[0] * inverse, x[1] * inverse, x[2] * inverse, x[3] * inverse};
     *reinterpret_cast<uint32_t*>(row + i) = to_e4m3x4(v);

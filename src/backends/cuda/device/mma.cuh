@@ -31,6 +31,12 @@ __device__ inline void copy_async_16(void* shared, const void* global) {
                    static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
                "l"(global));
 }
+// Without a branch.
+__device__ inline void copy_async_16_if(void* shared, const void* global, bool wanted) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(static_cast<int>(wanted)));
+}
 // Copies of absent rows leave zeros.
 __device__ inline void copy_async_16_or_zero(void* shared, const void* global, bool present) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(

@@ -1,6 +1,7 @@
 // act8 on the device.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "backends/cuda/packed.h"
@@ -15,6 +16,23 @@ __device__ inline float warp_max(float v) {
 __device__ inline float warp_sum(float v) {
   for (int i = 16; i; i /= 2) v += __shfl_xor_sync(~0u, v, i);
   return v;
+}
+
+// Two BF16 values in one word, the first one low.
+__device__ inline float2 unpack2(uint32_t w) { return {bits_to_float(w << 16), bits_to_float(w & 0xffff0000u)}; }
+__device__ inline uint32_t pack2(float low, float high) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);  // one instruction
+  return *reinterpret_cast<const uint32_t*>(&both);
+}
+// Both to BF16 values.
+__device__ inline void round2(float& a, float& b) {
+  const float2 v = unpack2(pack2(a, b));
+  a = v.x;
+  b = v.y;
+}
+__device__ inline void round4(float (&v)[4]) {
+  round2(v[0], v[1]);
+  round2(v[2], v[3]);
 }
 
 // Round to nearest even, clamped to +-448.
@@ -32,25 +50,38 @@ __device__ inline float2 from_e4m3x2(uint32_t codes) {
   return __half22float2(*reinterpret_cast<const __half2*>(&halves));
 }
 
-// act8(x) of one group of 128 by one warp as BF16, which holds code times scale exactly: lane l gives elements
-// 4 l .. 4 l + 3 and gets them back.
-__device__ inline uint2 act8_four(const float (&v)[4]) {
-  float amax = 0.0f;
-  for (int i = 0; i < 4; ++i) {
-    const float a = abs_bits(v[i]);
-    amax = a > amax ? a : amax;  // a NaN does not take part
+// Of act8 or kv8: 2^(b-127) and its inverse, with what act8_scale_byte(), ue8m0_to_float() and ue8m0_inverse() give, in
+// fewer steps: b is at least 1. Returns b.
+__device__ inline uint32_t act8_factors(float amax, float& scale, float& inverse) {
+  const uint32_t exponent = (float_to_bits(fmaxf(amax, kE4m3AmaxFloor) * (1.0f / kE4m3Max)) + 0x7fffffu) & 0x7f800000u;
+  scale = bits_to_float(exponent == 0x7f800000u ? 0x7fc00000u : exponent);
+  inverse = bits_to_float(0x7f000000u - exponent);
+  return exponent >> 23;
+}
+
+// act8(x) of one group of 128 by 128 / N lanes as BF16, which holds code times scale exactly: lane l of them gives elements
+// N l .. N l + N - 1 and gets them back, in pairs.
+template <int N>
+__device__ inline void act8_values(const float (&v)[N], uint32_t (&pairs)[N / 2]) {
+  float amax = 0.0f;  // a NaN does not take part
+#pragma unroll
+  for (int i = 0; i < N; ++i) amax = fmaxf(amax, fabsf(v[i]));
+  for (int o = kAct8Group / N / 2; o; o /= 2) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, o));
+  float scale, inverse;
+  act8_factors(amax, scale, inverse);
+  const auto pair = [&](const float2& x) { return __byte_perm(float_to_bits(x.x * scale), float_to_bits(x.y * scale), 0x7632); };
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    const float code[4] = {v[i] * inverse, v[i + 1] * inverse, v[i + 2] * inverse, v[i + 3] * inverse};
+    const uint32_t codes = to_e4m3x4(code);
+    pairs[i / 2] = pair(from_e4m3x2(codes));
+    pairs[i / 2 + 1] = pair(from_e4m3x2(codes >> 16));
   }
-  amax = warp_max(amax);
-  const uint8_t b = act8_scale_byte(amax);
-  const float scale = ue8m0_to_float(b), inverse = ue8m0_inverse(b);
-  float code[4];
-  for (int i = 0; i < 4; ++i) code[i] = v[i] * inverse;
-  const uint32_t codes = to_e4m3x4(code);
-  const float2 low = from_e4m3x2(codes), high = from_e4m3x2(codes >> 16);
-  const auto pair = [&](const float2& x) {
-    return float_to_bits(x.x * scale) >> 16 | (float_to_bits(x.y * scale) & 0xffff0000u);
-  };
-  return {pair(low), pair(high)};
+}
+__device__ inline uint2 act8_four(const float (&v)[4]) {
+  uint32_t pairs[2];
+  act8_values(v, pairs);
+  return {pairs[0], pairs[1]};
 }
 
 // What a lane has of act8_four() to its places in the group of 128 at `group`.

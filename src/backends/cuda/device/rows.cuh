@@ -2,8 +2,6 @@
 // the quads of elements k * 128 + 4 l .. + 3 for k < Q; elements past n are 0 and take no part.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include "backends/cuda/device/quantise.cuh"
 #include "ops/args/attention.h"
 
@@ -11,23 +9,6 @@ namespace dsv4::cuda {
 
 inline constexpr int kQuads = 4;  // of a key/value row
 inline constexpr int kMaxRow = kQuads * 128;
-
-// Two BF16 values in one word, the first one low.
-__device__ inline float2 unpack2(uint32_t w) { return {bits_to_float(w << 16), bits_to_float(w & 0xffff0000u)}; }
-__device__ inline uint32_t pack2(float low, float high) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);  // one instruction
-  return *reinterpret_cast<const uint32_t*>(&both);
-}
-// Both to BF16 values.
-__device__ inline void round2(float& a, float& b) {
-  const float2 v = unpack2(pack2(a, b));
-  a = v.x;
-  b = v.y;
-}
-__device__ inline void round4(float (&v)[4]) {
-  round2(v[0], v[1]);
-  round2(v[2], v[3]);
-}
 
 // x * (c + i s) of the pair (re, im); every product and sum rounded on its own, results as BF16 values.
 __device__ inline void rotate_pair(float& re, float& im, float s, float c) {
@@ -109,15 +90,12 @@ __device__ inline void norm_quad(float (&x)[4], const float (&w)[4], float squar
 __device__ inline void kv8_quad(float (&x)[4], int n) {
   static_assert(kKv8Group == 64);
   const bool inside = element_of(0) < n;  // whole quads are; what is BF16 stays as it is
-  float amax = 0.0f;
+  float amax = 0.0f;  // a NaN does not take part
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float a = abs_bits(x[i]);
-    if (inside) amax = a > amax ? a : amax;
-  }
+  for (int i = 0; i < 4; ++i) amax = fmaxf(amax, inside ? fabsf(x[i]) : 0.0f);
   for (int o = 8; o; o /= 2) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, o));
-  const uint8_t b = act8_scale_byte(amax);
-  const float inverse = ue8m0_inverse(b), scale = ue8m0_to_float(b);
+  float scale, inverse;
+  act8_factors(amax, scale, inverse);
   const float v[4] = {x[0] * inverse, x[1] * inverse, x[2] * inverse, x[3] * inverse};
   const uint32_t codes = to_e4m3x4(v);
   const float2 low = from_e4m3x2(codes), high = from_e4m3x2(codes >> 16);

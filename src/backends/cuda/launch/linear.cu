@@ -23,21 +23,28 @@ constexpr int kMostCluster = 2;              // of 4 they were slower
 constexpr int kShareSums = kFewTokens * kTileRows;
 constexpr int kSumBytes = kWarps * kShareSums * 4;
 
+// n / d and n % d where d is a power of two, as all shares and blocks are that share something: a division takes 30
+// instructions, which come from memory when a step reaches them.
+__device__ int quotient(int n, int d) { return n >> (31 - __clz(d)); }
+__device__ int remainder(int n, int d) { return n & (d - 1); }
+
 // The part of K that a block has: blocks of 128, its shares in turn.
 struct Slice {
   int first, own, split, count;  // the first one; of neighbouring shares, of how many; how many in all
 
   __device__ Slice(const LinearJob& job, int rank)
-      : first(rank * job.own), own(job.own), split(job.split), count((job.w.blocks() + job.split - 1) / job.split * job.own) {}
-  __device__ int block(int i) const { return first + i / own * split + i % own; }
+      : first(rank * job.own), own(job.own), split(job.split), count(quotient(job.w.blocks() + job.split - 1, job.split) * job.own) {}
+  __device__ int block(int i) const { return first + quotient(i, own) * split + remainder(i, own); }
+  // From block(i) to block(i + n), n a multiple of `own`.
+  __device__ int blocks_in(int n) const { return quotient(n, own) * split; }
 };
 
-// squares[t] += this thread's share of row t; those of the last row for rows past it. What is loaded is under way
+// squares[t] += this thread's share of row t of K values; those of the last row for rows past it. What is loaded is under way
 // together.
 template <int N>
-__device__ void add_squares(const LinearParams& p, float (&squares)[kFewTokens]) {
+__device__ void add_squares(const LinearParams& p, int K, float (&squares)[kFewTokens]) {
 #pragma unroll 2
-  for (int i = threadIdx.x; i < p.K / 2; i += kWarps * 32) {
+  for (int i = threadIdx.x; i < K / 2; i += kWarps * 32) {
     uint32_t both[N];
 #pragma unroll
     for (int t = 0; t < N; ++t) both[t] = reinterpret_cast<const uint32_t*>(p.x + min(t, p.T - 1) * p.x_stride)[i];
@@ -49,11 +56,14 @@ __device__ void add_squares(const LinearParams& p, float (&squares)[kFewTokens])
   }
 }
 
-// 1 / root mean square of up to 8 rows, with the sums of rms_norm. `sums` [8][kWarps].
-__device__ void inverse_rms(const LinearParams& p, float (*sums)[kWarps], float* inverse) {
-  float squares[kFewTokens] = {};
-  if (p.T == 1) add_squares<1>(p, squares);
-  else add_squares<kFewTokens>(p, squares);
+// 1 / root mean square of row t in lane t, of up to 8 rows (in those after it, of the last), with the sums of rms_norm.
+// K = 0: of ones, nothing is read. `sums` [8][kWarps].
+__device__ float inverse_rms(const LinearParams& p, int K, float (*sums)[kWarps]) {
+  // Square roots and quotients of zeros take a longer way, which begins by waiting for all loads.
+  float squares[kFewTokens];
+  for (float& s : squares) s = K == 0 ? 1.0f : 0.0f;
+  if (p.T == 1) add_squares<1>(p, K, squares);
+  else add_squares<kFewTokens>(p, K, squares);
 #pragma unroll
   for (int t = 0; t < kFewTokens; ++t) {
     if (t >= p.T) break;
@@ -61,61 +71,97 @@ __device__ void inverse_rms(const LinearParams& p, float (*sums)[kWarps], float*
     if (threadIdx.x % 32 == 0) sums[t][threadIdx.x / 32] = sum;
   }
   __syncthreads();
-  if (static_cast<int>(threadIdx.x) < p.T) {
-    float sum = 0.0f;
-    for (int w = 0; w < kWarps; ++w) sum += sums[threadIdx.x][w];
-    inverse[threadIdx.x] = 1.0f / sqrtf(sum / static_cast<float>(p.K) + p.norm_eps);
-  }
-  __syncthreads();
+  const float* const mine = sums[min(static_cast<int>(threadIdx.x % 32), p.T - 1)];
+  float sum = 0.0f;
+  for (int w = 0; w < kWarps; ++w) sum += mine[w];
+  return 1.0f / sqrtf(sum / static_cast<float>(p.K) + p.norm_eps);
 }
 
-// act8 of a slice of the rows of x, normed first where a norm is given, in shared memory: rows `stride` bytes apart.
-__device__ void stage_act8(const LinearParams& p, const Slice& slice, char* rows, int stride) {
-  __shared__ float norm_sums[kFewTokens][kWarps], inverse[kFewTokens];
-  if (p.norm) inverse_rms(p, norm_sums, inverse);
-  const int warp = threadIdx.x / 32;
-  constexpr int kAhead = 8;  // groups whose loads are in flight together
-  for (int first = warp; first < p.T * slice.count; first += kAhead * kWarps) {
-    uint2 raw[kAhead], w[kAhead];
+// Values k .. k + 7 of a row, 0 past its end, on their way into shared memory where `wanted`.
+__device__ void stage_eight(const bf16* row, int k, int cols, char* to, bool wanted) {
+  if (k + 8 <= cols && cols % 8 == 0) return copy_async_16_if(to, row + k, wanted);
+  if (!wanted) return;
+#pragma unroll 1
+  for (int i = 0; i < 8; ++i) reinterpret_cast<bf16*>(to)[i] = k + i < cols ? row[k + i] : bf16{};
+}
+__device__ void load_eight(const char* shared, float (&v)[8]) {
+  const uint4 w = *reinterpret_cast<const uint4*>(shared);
+  const uint32_t words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int at = min(first + i * kWarps, p.T * slice.count - 1), block = slice.block(at % slice.count);
-      raw[i] = load_four(p.x + at / slice.count * p.x_stride, p.K, block);
-      if (p.norm) w[i] = load_four(p.norm, p.K, block);
-    }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int at = first + i * kWarps;
-      if (at >= p.T * slice.count) break;
-      float v[4];
-      unpack_four(raw[i], v);
-      if (p.norm) {
-        float factor[4];
-        unpack_four(w[i], factor);
-        for (int e = 0; e < 4; ++e) v[e] = round_bf16(v[e] * inverse[at / slice.count] * factor[e]);
-      }
-      store_rounded(rows + at / slice.count * stride + at % slice.count * (kBlockK * 2), act8_four(v));
-    }
+  for (int i = 0; i < 4; ++i) {
+    const float2 both = unpack2(words[i]);
+    v[2 * i] = both.x;
+    v[2 * i + 1] = both.y;
   }
 }
 
-// The slice of the tokens of a block, whose tiles are of one group, in shared memory.
+// The slice of the tokens of a block, whose tiles are of one group, in shared memory: rows `stride` bytes apart and, where
+// there is a norm, its weights behind them. Waits for the kernels before.
+// Half a warp has a group of 128, each thread the same 8 values of every 16th group from the copy to act8, so that no thread
+// waits for others. Between two runs of this kernel its code has left the caches, and with few tokens fetching it takes
+// longer than all else; so there is little of it, and it is run once before the wait, on nothing.
+constexpr int kHalves = kWarps * 2;
 __device__ void stage_tokens(const LinearParams& p, const LinearJob& job, const Slice& slice, int first_tile, int first_token, int tokens,
                              char* rows, int stride) {
-  if (job.act8 && !p.act8) {
-    stage_act8(p, slice, rows, stride);
-  } else {
-    const int blocks = job.w.blocks(), group = p.rows_per_group ? first_tile * kTileRows / p.rows_per_group : 0;
-    for (int t = 0; t < tokens; ++t) {
-      const int64_t token = first_token + t;
-      const bf16* from = job.act8 ? p.act8 + token * blocks * kBlockK : p.x + token * p.x_stride + static_cast<int64_t>(group) * p.K;
-      for (int i = threadIdx.x; i < slice.count * 16; i += kWarps * 32) {
-        const int block = slice.block(i / 16);
-        if (block < blocks) copy_async_16(rows + t * stride + i * 16, from + (block * 16 + i % 16) * 8);
+  __shared__ float norm_sums[2][kFewTokens][kWarps];
+  const bool rounds = job.act8 && !p.act8;
+  const int half = threadIdx.x / 16, piece = threadIdx.x % 16, lane = threadIdx.x % 32;
+  const int group = p.rows_per_group ? first_tile * kTileRows / p.rows_per_group : 0;
+  const bool made = job.act8 && p.act8;
+  const int cols = made ? job.w.blocks() * kBlockK : p.K;
+  const int64_t x_stride = made ? cols : p.x_stride;
+  const bf16* const x = (made ? p.act8 : p.x) + first_token * x_stride + static_cast<int64_t>(group) * p.K;
+  const int first_k = slice.block(half) * kBlockK + piece * 8, k_step = slice.blocks_in(kHalves) * kBlockK;
+  char* const mine = rows + half * (kBlockK * 2) + piece * 16;  // of the first token and group
+  const auto stage = [&](const bf16* row, char* to, bool wanted) {
+#pragma unroll 1
+    for (int i = half, k = first_k; i < slice.count; i += kHalves, k += k_step) {
+      stage_eight(row, k, cols, to, wanted);
+      to += kHalves * (kBlockK * 2);
+    }
+  };
+  if (p.norm) stage(p.norm, mine + tokens * stride, true);
+#pragma unroll 1
+  for (int pass = 0; pass < 2; ++pass) {
+    const bool real = pass == 1;
+    const int through = real ? tokens : 1;
+    if (real) previous_done();
+    const bf16* row = x;
+#pragma unroll 1
+    for (int t = 0; t < through; ++t, row += x_stride) stage(row, mine + t * stride, real);
+    const float inverse = rounds && p.norm ? inverse_rms(p, real ? p.K : 0, norm_sums[pass]) : 0.0f;
+    if (real) {
+      copy_async_commit();
+      copy_async_wait<0>();
+    }
+    if (!rounds) continue;
+#pragma unroll 1
+    for (int t = 0; t < through; ++t) {
+      char* at = mine + t * stride;
+#pragma unroll 1
+      for (int i = half; i - lane / 16 < (real ? slice.count : kHalves); i += kHalves, at += kHalves * (kBlockK * 2)) {
+        const bool present = real && i < slice.count;
+        float v[8] = {};
+        if (present) load_eight(at, v);
+        if (p.norm) {
+          float factor[8] = {};
+          const float by = __shfl_sync(~0u, inverse, t);
+          if (present) load_eight(at + (tokens - t) * stride, factor);
+#pragma unroll
+          for (int e = 0; e < 8; ++e) v[e] = v[e] * by * factor[e];
+#pragma unroll
+          for (int e = 0; e < 8; e += 2) round2(v[e], v[e + 1]);
+        }
+        uint32_t pairs[4];
+        act8_values(v, pairs);
+        __syncwarp();  // all have read
+        if (present) {
+          uint32_t* const to = reinterpret_cast<uint32_t*>(at - piece * 16) + rounded_place(8 * piece) / 2;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) to[rounded_place(2 * e) / 2] = pairs[e];
+        }
       }
     }
-    copy_async_commit();
-    copy_async_wait<0>();
   }
 }
 
@@ -129,21 +175,23 @@ __device__ void multiply_share(const LinearParams& p, const LinearJob& job, cons
   const Tile tiles[1] = {tile_of<P>(job.w, inside ? tile : 0)};
   Ahead<P, 1> ahead;
   if (inside) load_ahead<P>(tiles, blocks, part, job.split, ahead);
-  if (p.norm && threadIdx.x * 64 < p.K) prefetch_line(p.norm + threadIdx.x * 64);
-  wait_for_previous();
+  let_next_come();
   blocks_started();
   if (first_tile < job.w.tiles()) stage_tokens(p, job, slice, first_tile, first_token, tokens, rows, stride);
+  else previous_done();
   __syncthreads();
   const char* x[1];
   few_tokens(rows, stride, tokens, x);
   if (inside) multiply<P>(tiles, blocks, part, job.split, ahead, x, (part - slice.first) * (kBlockK * 2), slice.own * (kBlockK * 2), total);
 }
 
-// Shares of K in order, sums [tiles][shares][16 rows][8 tokens] of tiles first, first + step, ...; neighbouring threads write
+// Shares of K in order, sums [tiles][shares][16 rows][8 tokens] of tiles first, first + step, ..., a power of two of them or
+// none; neighbouring threads write
 // neighbouring rows of one token.
 __device__ void add_shares(const LinearJob& job, const float* sums, int first_tile, int step, int tiles, int first_token, int tokens) {
+#pragma unroll 1
   for (int i = threadIdx.x; i < tiles * tokens * kTileRows; i += kWarps * 32) {
-    const int r = i % kTileRows, place = i / kTileRows % tiles, token = i / kTileRows / tiles;
+    const int r = i % kTileRows, place = remainder(i / kTileRows, tiles), token = quotient(i / kTileRows, tiles);
     const int out_row = (first_tile + place * step) * kTileRows + r;
     if (out_row >= job.w.rows) continue;
     float sum = 0.0f;
@@ -162,12 +210,12 @@ struct Piece {
   int left, step;
 
   __device__ Piece(const LinearJob& job) {
-    const int warp = threadIdx.x / 32, local = warp / job.own, part = warp % job.own, tile = static_cast<int>(blockIdx.x) * job.tiles_here + local;
+    const int warp = threadIdx.x / 32, local = quotient(warp, job.own), part = remainder(warp, job.own), tile = static_cast<int>(blockIdx.x) * job.tiles_here + local;
     const bool present = local < job.tiles_here && tile < job.w.tiles();
     const Tile t = tile_of<P>(job.w, present ? tile : 0);
     codes = t.codes + part * kBlockBytes<P>;
     scales = t.scales + part;
-    left = present ? (job.w.blocks() - part + job.split - 1) / job.split : 0;
+    left = present ? quotient(job.w.blocks() - part + job.split - 1, job.split) : 0;
     step = job.split;
   }
   __device__ void load(Block<P>& to) {
@@ -202,8 +250,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) both_linear_kernel(const __gri
   Ahead<P, 1> ahead;
 #pragma unroll
   for (int d = 0; d < kDepth<P>; ++d) load(ahead[d][0]);
-  if (p.norm && threadIdx.x * 64 < p.K) prefetch_line(p.norm + threadIdx.x * 64);
-  wait_for_previous();
+  let_next_come();
   stage_tokens(p, p.jobs[0], all, 0, 0, p.T, rows, stride);
   __syncthreads();
   const char* x[1];
@@ -211,7 +258,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) both_linear_kernel(const __gri
 #pragma unroll
   for (int j = 0; j < kBoth; ++j) {
     const LinearJob& job = p.jobs[j];
-    const int local = warp / job.own, part = warp % job.own;
+    const int local = quotient(warp, job.own), part = remainder(warp, job.own);
     float total[1][1][4] = {};
     int at = part * (kBlockK * 2), last = 0;
     for (int first = 0; first < blocks[j]; first += kDepth<P>) {
@@ -253,15 +300,15 @@ __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_con
   while (j + 1 < p.n && static_cast<int>(blockIdx.x) >= p.jobs[j + 1].first_block) ++j;
   const LinearJob& job = p.jobs[j];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int in_job = blockIdx.x - job.first_block, rank = in_job % job.sharing, in_cluster = blockIdx.x % p.cluster - rank;
-  const int tiles_here = job.tiles_here, first_tile = in_job / job.sharing * tiles_here;
+  const int in_job = blockIdx.x - job.first_block, rank = remainder(in_job, job.sharing), in_cluster = remainder(blockIdx.x, p.cluster) - rank;
+  const int tiles_here = job.tiles_here, first_tile = quotient(in_job, job.sharing) * tiles_here;
   // Of those, this block adds up tiles rank, rank + sharing, ...
-  const int mine = (tiles_here - rank + job.sharing - 1) / job.sharing;
+  const int mine = quotient(tiles_here - rank + job.sharing - 1, job.sharing);
   if (threadIdx.x == 0) expect_arrivals(sums_here, job.sharing > 1 ? static_cast<uint32_t>(mine * job.split * kShareSums * 4) : 0);
   block_started();
   const Slice slice(job, rank);
   const int first_token = blockIdx.y * p.few, tokens = min(p.few, p.T - first_token);
-  const int local = warp / job.own, part = slice.first + warp % job.own;
+  const int local = quotient(warp, job.own), part = slice.first + remainder(warp, job.own);
   const int tile = local < tiles_here ? first_tile + local : job.w.tiles();
   float* const sums = reinterpret_cast<float*>(dynamic);  // [tiles][shares][16 rows][8 tokens]
   char* const rows = reinterpret_cast<char*>(sums + kWarps * kShareSums);
@@ -274,11 +321,11 @@ __global__ void __launch_bounds__(kWarps * 32, 2) linear_kernel(const __grid_con
   }
 
   if (local < tiles_here) {
-    float* to = sums + (local / job.sharing * job.split + part) * kShareSums + g * kFewTokens + 2 * t;
+    float* to = sums + (quotient(local, job.sharing) * job.split + part) * kShareSums + g * kFewTokens + 2 * t;
     for (int i = 0; i < 2; ++i) {
       const float2 both = {total[0][0][2 * i], total[0][0][2 * i + 1]};
       if (job.sharing == 1) *reinterpret_cast<float2*>(to + i * 8 * kFewTokens) = both;
-      else send(reinterpret_cast<uint2*>(to + i * 8 * kFewTokens), uint2{float_to_bits(both.x), float_to_bits(both.y)}, sums_here, in_cluster + local % job.sharing);
+      else send(reinterpret_cast<uint2*>(to + i * 8 * kFewTokens), uint2{float_to_bits(both.x), float_to_bits(both.y)}, sums_here, in_cluster + remainder(local, job.sharing));
     }
   }
   if (job.sharing == 1) __syncthreads();
@@ -348,7 +395,8 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
     slice = std::max(slice, ceil_div(blocks, job.split) * job.own);
   }
   p.few = std::clamp((kSharedBytes - kSumBytes) / few_stride(slice), 1, kFewTokens);
-  const bool stages = act8 && p.T <= p.few && (p.T <= kOwnTokens || p.T * slice <= kOwnGroups);
+  const int with_norm = p.T + (p.norm ? 1 : 0);  // rows
+  const bool stages = act8 && kSumBytes + with_norm * few_stride(slice) <= kSharedBytes && p.T <= kFewTokens && (p.T <= kOwnTokens || p.T * slice <= kOwnGroups);
   if (p.norm && (!stages || raw || p.K % 2 != 0)) {
     DSV4_ASSIGN(bf16* normed, scratch.take<bf16>(static_cast<int64_t>(p.T) * p.K));
     DSV4_TRY(rms_norm(ctx, {.x = p.x, .w = p.norm, .y = normed, .T = p.T, .N = p.K, .eps = p.norm_eps}));
@@ -380,10 +428,10 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
   }
   if (p.n == kBoth && grid > kBlocksAtATime && p.T <= kFewTokens) {
     const bool fp8 = p.jobs[0].product == Product::kFp8 && p.jobs[1].product == Product::kFp8;
-    const int bytes = kBoth * kSumBytes + p.T * few_stride(ceil_div(blocks, p.jobs[0].split) * p.jobs[0].split);
+    const int bytes = kBoth * kSumBytes + with_norm * few_stride(ceil_div(blocks, p.jobs[0].split) * p.jobs[0].split);
     if (fp8 && bytes <= kSharedBytes) return run_both(ctx, p, bytes);
   }
-  const int bytes = kSumBytes + std::min(p.few, p.T) * few_stride(slice);
+  const int bytes = kSumBytes + (std::min(p.few, p.T) + (p.norm ? 1 : 0)) * few_stride(slice);
   DSV4_TRY(allow_shared(linear_kernel, bytes));
   const dim3 all(grid, static_cast<unsigned>(ceil_div(p.T, p.few)));
   return enqueue_clusters(ctx, "linear_kernel", linear_kernel, all, static_cast<unsigned>(p.cluster), kWarps * 32, static_cast<size_t>(bytes), p);

@@ -24,7 +24,8 @@ struct Params {
 };
 
 // Between two runs of this kernel gigabytes of weights pass through the caches, so code comes from memory, and with few rows
-// that takes longer than all else. So what follows the wait is run once before it, on zeros: its code is there when it counts.
+// that takes longer than all else. So what follows the wait is run once before it, its code is there when it counts. On
+// ones, where there is a norm: quotients of zeros take a longer way.
 constexpr int64_t kFewRows = 8;
 
 constexpr int kFinishRows = kWarps / kQuads;  // key/value rows of a block
@@ -160,7 +161,7 @@ __device__ void compress_row(const CompressArgs& a, int64_t t, bool tail, float2
   };
   if (last) {
     if (warp == kQuads) make_turns(a.rope, begin, static_cast<int>(threadIdx.x) % 32, 32, turns);
-    entry[threadIdx.x] = 0.0f;
+    entry[threadIdx.x] = 1.0f;
     __syncthreads();
     if (finishes) {
       norm = load_quad(a.norm, warp, dim);
@@ -259,7 +260,7 @@ __device__ void kv_rows(const Prepare& p, int block, float2 (*turns)[kMaxPairs])
     const bool real = pass == 1;
     if (real) previous_done();
     float x[4];
-    unpack_four(real && present ? load_quad(row, part, d) : uint2{0, 0}, x);
+    unpack_four(!real ? uint2{0x3f803f80u, 0x3f803f80u} : present ? load_quad(row, part, d) : uint2{0, 0}, x);
     if (real) __syncthreads();
     *reinterpret_cast<float4*>(mine + element_of(part)) = {x[0], x[1], x[2], x[3]};
     __syncthreads();
@@ -284,7 +285,7 @@ __device__ void head(const QkvArgs& a, int64_t i, float2* turns) {
     float x[kQuads][4];
     load_row(row, there, x);
     // The published BF16 chain; the mean's sum in FP32.
-    float squares = 0.0f;
+    float squares = pass == 0 ? 1.0f : 0.0f;
 #pragma unroll
     for (int k = 0; k < kQuads; ++k) {
 #pragma unroll
