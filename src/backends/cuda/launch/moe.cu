@@ -37,9 +37,8 @@ struct Select {
 __device__ float score_of(float logit) { return sqrtf(logit > 20.0f ? logit : log1pf(expf(logit))); }
 
 // The k experts of one token and their weights, by one warp; score [E] in shared memory, rank too, which is for the
-// choice without a table and has the bias in it; table_id(i): with one.
-template <class TableId>
-__device__ void select_experts(const Select& p, int64_t t, const float* score, float* rank, const TableId& table_id) {
+// choice without a table and has the bias in it.
+__device__ void select_experts(const Select& p, int64_t t, const float* score, float* rank) {
   const int lane = threadIdx.x % 32;
   int32_t* ids = p.ids + t * p.k;
   // The best of a lane's experts that are left, the first of equal ones; a NaN is none.
@@ -61,7 +60,7 @@ __device__ void select_experts(const Select& p, int64_t t, const float* score, f
   for (int i = 0; i < p.k; ++i) {
     int chosen;
     if (p.tid2eid) {
-      chosen = table_id(i);
+      chosen = p.tid2eid[static_cast<int64_t>(p.tokens[t]) * p.k + i];
     } else {
       const uint32_t bits = float_to_bits(top), key = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
       const uint32_t most = __reduce_max_sync(~0u, key);
@@ -94,86 +93,186 @@ __global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
     if (!p.tid2eid) rank[e] = score[e] + p.bias[e];
   }
   __syncwarp();
-  select_experts(p, t, score, rank, [&](int i) { return p.tid2eid[static_cast<int64_t>(p.tokens[t]) * p.k + i]; });
+  select_experts(p, t, score, rank);
 }
 
 // Shared memory of the router before the rows of x, which ldmatrix wants aligned.
 __host__ __device__ constexpr int router_row_bytes(int T, int columns, int E) { return (T * (columns + E) * 4 + 15) / 16 * 16; }
 
+// The best k of each 32 experts of a token, with what of them is no number in last places: ranks and ids.
+__host__ __device__ constexpr int candidate_places(int E, int k) { return ((E + 31) / 32 * k + 3) / 4 * 4; }
+struct Candidates {
+  float* ranks;  // [T, places]
+  int32_t* ids;
+  int places;
+
+  __device__ Candidates(char* memory, const Select& p)
+      : ranks(reinterpret_cast<float*>(memory)), places(candidate_places(p.E, p.k)) {
+    ids = reinterpret_cast<int32_t*>(ranks + p.T * places);
+  }
+};
+
+// How many of `quads` * 4 ranks come before the one at place `at`, `mine`: the larger ones, and the equal ones before it.
+__device__ int place_of(const float* ranks, int quads, float mine, int at) {
+  int place = 0;
+#pragma unroll 2
+  for (int q = 0; q < quads; ++q) {
+    const float4 v = reinterpret_cast<const float4*>(ranks)[q];
+    place += v.x > mine || (v.x == mine && 4 * q < at);
+    place += v.y > mine || (v.y == mine && 4 * q + 1 < at);
+    place += v.z > mine || (v.z == mine && 4 * q + 2 < at);
+    place += v.w > mine || (v.w == mine && 4 * q + 3 < at);
+  }
+  return place;
+}
+
 // Gate and selection of up to 8 tokens in one launch: a cluster multiplies, with the sums of `linear`, and its first
-// block selects. What does not depend on the kernels before is read before they are done: the gate's weights, as far as
-// registers hold them, the biases, the table's experts.
-constexpr int kRouterBlocks = 16, kRouterWarps = 8, kRouterDepth = 3;
+// block selects, with the choices of select_experts(). What does not depend on the kernels before is read before they are
+// done: the gate's weights, as far as registers hold them, the biases, the table's experts. All that follows is run once
+// before they are, too, on what happens to be in shared memory, since code that comes from memory takes longer than its work.
+constexpr int kRouterBlocks = 16, kRouterWarps = 8, kRouterDepth = 4;
 __global__ void __launch_bounds__(kRouterWarps * 32)
     few_router_kernel(const Select p, const Matrix gate, const bf16* x, int split) {
-  // scores [T, E rounded to tiles], of the first block; ranks [T, E]; the rows of x
+  // scores [T, E rounded to tiles], of the first block; biases [T, E]; the rows of x, then the candidates
   extern __shared__ __align__(1024) float shared[];
   __shared__ float sums[kRouterWarps][8 * kTileRows];
-  __shared__ int32_t table[8][kMaxTopk];
+  __shared__ float4 neighbours[kRouterWarps][8];
+  __shared__ int32_t chosen[8][kMaxTopk];
   __shared__ Arrivals scores_here;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, part = warp % split;
-  const int per_block = kRouterWarps / split, tiles = gate.tiles(), columns = tiles * kTileRows;
+  // Shares and what is made of them are powers of two.
+  const auto log2_of = [](int n) { return 31 - __clz(n); };
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, part = warp & (split - 1);
+  const int local_tile = warp >> log2_of(split), per_block = kRouterWarps >> log2_of(split), tiles = gate.tiles(), columns = tiles * kTileRows;
   const int first = static_cast<int>(blockIdx.x) * per_block;
-  float *score = shared, *rank = shared + p.T * columns;
+  float *score = shared, *bias = shared + p.T * columns;
   if (threadIdx.x == 0) expect_arrivals(scores_here, blockIdx.x == 0 ? static_cast<uint32_t>(p.T * columns * 4) : 0);
   block_started();
-  if (part == 0 && lane == 0 && first + warp / split < tiles) {
+  if (part == 0 && lane == 0 && first + local_tile < tiles) {
     const int64_t bytes = static_cast<int64_t>(gate.blocks()) * block_code_bytes(WeightFormat::kBf16);
-    prefetch_l2(gate.codes + (first + warp / split) * bytes, static_cast<uint32_t>(bytes));
+    prefetch_l2(gate.codes + (first + local_tile) * bytes, static_cast<uint32_t>(bytes));
   }
   Ahead<Product::kBf16, 1, kRouterDepth> ahead;
   {
-    const Tile mine[1] = {tile_of<Product::kBf16>(gate, min(first + warp / split, tiles - 1))};
+    const Tile mine[1] = {tile_of<Product::kBf16>(gate, min(first + local_tile, tiles - 1))};
     load_ahead<Product::kBf16>(mine, gate.blocks(), part, split, ahead);
   }
+  let_next_come();
   if (blockIdx.x == 0 && p.tid2eid) {
     for (int i = threadIdx.x; i < p.T * p.k; i += kRouterWarps * 32) {
-      table[i / p.k][i % p.k] = p.tid2eid[static_cast<int64_t>(p.tokens[i / p.k]) * p.k + i % p.k];
+      chosen[i / p.k][i % p.k] = p.tid2eid[static_cast<int64_t>(p.tokens[i / p.k]) * p.k + i % p.k];
     }
   } else if (blockIdx.x == 0) {
-    for (int i = threadIdx.x; i < p.T * p.E; i += kRouterWarps * 32) rank[i] = p.bias[i % p.E];
+    for (int i = threadIdx.x; i < p.T * p.E; i += kRouterWarps * 32) bias[i] = p.bias[i % p.E];
   }
-  wait_for_previous();
   char* rows = reinterpret_cast<char*>(shared) + router_row_bytes(p.T, columns, p.E);
-  const int stride = few_stride(gate.blocks());
-  for (int t = 0; t < p.T; ++t) {
-    const bf16* from = x + static_cast<int64_t>(t) * gate.cols;
-    for (int i = threadIdx.x; i < gate.cols / 8; i += kRouterWarps * 32) copy_async_16(rows + t * stride + i * 16, from + i * 8);
-  }
-  copy_async_commit();
-  copy_async_wait<0>();
-  __syncthreads();
-  blocks_started();  // their shared memory may be written
+  const int stride = few_stride(gate.blocks()), groups = (p.E + 31) / 32;
+  const Candidates candidates(rows, p);
+  int sharers = kRouterWarps;  // warps of a token in the last round
+  while (sharers * p.T > kRouterWarps) sharers /= 2;
+  const int token = warp >> log2_of(sharers);
   const char* tokens[1];
   few_tokens(rows, stride, p.T, tokens);
-  for (int base = first; base < tiles; base += kRouterBlocks * per_block) {
-    const int tile = base + warp / split;
-    const Tile mine[1] = {tile_of<Product::kBf16>(gate, min(tile, tiles - 1))};
-    float total[1][1][4] = {};
-    if (tile < tiles) {
-      if (base != first) load_ahead<Product::kBf16>(mine, gate.blocks(), part, split, ahead);
-      multiply<Product::kBf16>(mine, gate.blocks(), part, split, ahead, tokens, part * (kBlockK * 2), split * (kBlockK * 2), total);
-    }
-    for (int i = 0; i < 4; ++i) sums[warp][(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[0][0][i];
+#pragma unroll 1
+  for (int pass = 0; pass < 2; ++pass) {
+    const bool real = pass == 1;
     __syncthreads();
-    for (int i = threadIdx.x; i < per_block * p.T * kTileRows; i += kRouterWarps * 32) {
-      const int r = i % kTileRows, local = i / kTileRows % per_block, token = i / kTileRows / per_block;
-      if (base + local >= tiles) continue;
-      float sum = 0.0f;
-      for (int w = local * split; w < (local + 1) * split; ++w) sum += sums[w][token * kTileRows + r];
-      send(score + token * columns + (base + local) * kTileRows + r, score_of(sum * gate.global_scale), scores_here, 0);
+    if (real) {
+      previous_done();
+#pragma unroll 1
+      for (int t = 0; t < p.T; ++t) {
+        const bf16* from = x + static_cast<int64_t>(t) * gate.cols;
+        for (int i = threadIdx.x; i < gate.cols / 8; i += kRouterWarps * 32) copy_async_16(rows + t * stride + i * 16, from + i * 8);
+      }
+      copy_async_commit();
+      copy_async_wait<0>();
+      __syncthreads();
+      blocks_started();  // their shared memory may be written
+    }
+    // Of the rehearsal only what is in registers.
+    const int blocks = real ? gate.blocks() : min(gate.blocks(), part + kRouterDepth * split);
+#pragma unroll 1
+    for (int base = first; base < (real ? tiles : min(tiles, first + 1)); base += kRouterBlocks * per_block) {
+      const int tile = base + local_tile;
+      const Tile mine[1] = {tile_of<Product::kBf16>(gate, min(tile, tiles - 1))};
+      float total[1][1][4] = {};
+      if (tile < tiles) {
+        if (base != first) load_ahead<Product::kBf16>(mine, blocks, part, split, ahead);
+        int at = part * (kBlockK * 2);
+#pragma unroll 1
+        for (int block = part; block < blocks; block += kRouterDepth * split) {
+#pragma unroll
+          for (int d = 0; d < kRouterDepth; ++d) {
+            if (block + d * split >= blocks) break;
+            multiply_groups<Product::kBf16, 4>(ahead[d], tokens, at, total);
+            if (block + (d + kRouterDepth) * split < blocks) load_block<Product::kBf16>(mine[0], block + (d + kRouterDepth) * split, ahead[d][0]);
+            at += split * (kBlockK * 2);
+          }
+        }
+      }
+      for (int i = 0; i < 4; ++i) sums[warp][(2 * c + i % 2) * kTileRows + g + i / 2 * 8] = total[0][0][i];
+      __syncthreads();
+#pragma unroll 1
+      for (int i = threadIdx.x; i < per_block * p.T * kTileRows; i += kRouterWarps * 32) {
+        const int r = i % kTileRows, local = i / kTileRows & (per_block - 1), t = i / kTileRows >> log2_of(per_block);
+        if (base + local >= tiles) continue;
+        float sum = 0.0f;
+        for (int w = local * split; w < (local + 1) * split; ++w) sum += sums[w][t * kTileRows + r];
+        const float s = score_of(sum * gate.global_scale);
+        if (real) send(score + t * columns + (base + local) * kTileRows + r, s, scores_here, 0);
+      }
+      __syncthreads();
+    }
+    if (blockIdx.x != 0) continue;
+    if (real) wait_arrivals(scores_here);
+    if (!p.tid2eid) {
+      // Among 32 neighbours each, then among the best of those; where less than k are numbers, expert i is choice i.
+      if (threadIdx.x < 8 * kMaxTopk) chosen[threadIdx.x / kMaxTopk][threadIdx.x % kMaxTopk] = threadIdx.x % kMaxTopk;
+#pragma unroll 1
+      for (int t = 0; t < p.T; ++t) {
+        float* const ranks = candidates.ranks + t * candidates.places;
+#pragma unroll 1
+        for (int group = warp; group < groups; group += kRouterWarps) {
+          const int e = group * 32 + lane;
+          float mine = e < p.E ? score[t * columns + e] + bias[t * p.E + e] : -INFINITY;
+          const bool number = mine > -INFINITY;
+          if (!number) mine = -INFINITY;
+          float* const near = reinterpret_cast<float*>(neighbours[warp]);
+          near[lane] = mine;
+          __syncwarp();
+          const int place = place_of(near, 8, mine, lane), numbers = __popc(__ballot_sync(~0u, number));
+          if (number && place < p.k) {
+            ranks[group * p.k + place] = mine;
+            candidates.ids[t * candidates.places + group * p.k + place] = e;
+          }
+          if (lane >= numbers && lane < p.k) ranks[group * p.k + lane] = -INFINITY;
+          __syncwarp();
+        }
+        if (threadIdx.x < 4 && groups * p.k + static_cast<int>(threadIdx.x) < candidates.places) ranks[groups * p.k + threadIdx.x] = -INFINITY;
+      }
+      __syncthreads();
+      if (token < p.T) {
+        const float* const ranks = candidates.ranks + token * candidates.places;
+#pragma unroll 1
+        for (int i = (warp - token * sharers) * 32 + lane; i < candidates.places; i += sharers * 32) {
+          const float mine = ranks[i];
+          const int place = place_of(ranks, candidates.places / 4, mine, i);
+          if (mine > -INFINITY && place < p.k) chosen[token][place] = candidates.ids[token * candidates.places + i];
+        }
+      }
     }
     __syncthreads();
+    if (warp >= p.T) continue;
+    const int id = chosen[warp][min(lane, p.k - 1)];
+    const float weight = score[warp * columns + id];
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int i = 0; i < p.k; ++i) sum += __shfl_sync(~0u, weight, i);
+    const float share = weight / sum * p.scaling;
+    if (real && lane < p.k) {
+      p.ids[warp * p.k + lane] = id;
+      p.weights[warp * p.k + lane] = share;
+    }
   }
-  if (blockIdx.x != 0 || warp >= p.T) return;
-  wait_arrivals(scores_here);
-  score += warp * columns;
-  rank += warp * p.E;
-  if (!p.tid2eid) {
-    for (int e = lane; e < p.E; e += 32) rank[e] += score[e];
-  }
-  __syncwarp();
-  select_experts(p, warp, score, rank, [&](int i) { return table[warp][i]; });
 }
 
 // Block 0 makes the plan, the others quantise the input: a warp per group of 128.
@@ -278,7 +377,7 @@ Status router(OpContext& ctx, const RouterArgs& a) {
                  .E = static_cast<int32_t>(a.E), .k = static_cast<int32_t>(a.k)};
   const Matrix& gate = matrix(a.gate);
   if (a.T <= 8 && gate.format == WeightFormat::kBf16 && gate.cols % kBlockK == 0) {
-    const int bytes = router_row_bytes(p.T, gate.tiles() * kTileRows, p.E) + p.T * few_stride(gate.blocks());
+    const int bytes = router_row_bytes(p.T, gate.tiles() * kTileRows, p.E) + p.T * std::max(few_stride(gate.blocks()), candidate_places(p.E, p.k) * 8);
     if (bytes <= kMaxSharedBytes / 2) {
       DSV4_TRY(allow_shared(few_router_kernel, bytes));
       DSV4_TRY(allow_clusters(few_router_kernel));
