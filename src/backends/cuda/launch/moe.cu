@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(128) select_experts_kernel(const Select p) {
 }
 
 // Shared memory of the router before the rows of x, which ldmatrix wants aligned.
-__host__ __device__ constexpr int router_row_bytes(int T, int columns, int E) { return (T * (columns + E) * 4 + 15) / 16 * 16; }
+__host__ __device__ constexpr int router_row_bytes(int T, int columns, int E) { return ((T * columns + E) * 4 + 15) / 16 * 16; }
 
 // The best k of each 32 experts of a token, with what of them is no number in last places: ranks and ids.
 __host__ __device__ constexpr int candidate_places(int E, int k) { return ((E + 31) / 32 * k + 3) / 4 * 4; }
@@ -133,7 +133,7 @@ __device__ int place_of(const float* ranks, int quads, float mine, int at) {
 constexpr int kRouterBlocks = 16, kRouterWarps = 8, kRouterDepth = 4;
 __global__ void __launch_bounds__(kRouterWarps * 32)
     few_router_kernel(const Select p, const Matrix gate, const bf16* x, int split) {
-  // scores [T, E rounded to tiles], of the first block; biases [T, E]; the rows of x, then the candidates
+  // scores [T, E rounded to tiles], of the first block; biases [E]; the rows of x, then the candidates
   extern __shared__ __align__(1024) float shared[];
   __shared__ float sums[kRouterWarps][8 * kTileRows];
   __shared__ float4 neighbours[kRouterWarps][8];
@@ -158,12 +158,12 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
   }
   let_next_come();
   if (blockIdx.x == 0 && p.tid2eid) {
-    for (int i = threadIdx.x; i < p.T * p.k; i += kRouterWarps * 32) {
-      chosen[i / p.k][i % p.k] = p.tid2eid[static_cast<int64_t>(p.tokens[i / p.k]) * p.k + i % p.k];
-    }
+    if (warp < p.T && lane < p.k) chosen[warp][lane] = p.tid2eid[static_cast<int64_t>(p.tokens[warp]) * p.k + lane];
   } else if (blockIdx.x == 0) {
-    for (int i = threadIdx.x; i < p.T * p.E; i += kRouterWarps * 32) bias[i] = p.bias[i % p.E];
+#pragma unroll 1
+    for (int e = threadIdx.x; e < p.E; e += kRouterWarps * 32) bias[e] = p.bias[e];
   }
+  blocks_started();  // their shared memory may be written
   char* rows = reinterpret_cast<char*>(shared) + router_row_bytes(p.T, columns, p.E);
   const int stride = few_stride(gate.blocks()), groups = (p.E + 31) / 32;
   const Candidates candidates(rows, p);
@@ -176,18 +176,16 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
   for (int pass = 0; pass < 2; ++pass) {
     const bool real = pass == 1;
     __syncthreads();
-    if (real) {
-      previous_done();
+    if (real) previous_done();
 #pragma unroll 1
-      for (int t = 0; t < p.T; ++t) {
-        const bf16* from = x + static_cast<int64_t>(t) * gate.cols;
-        for (int i = threadIdx.x; i < gate.cols / 8; i += kRouterWarps * 32) copy_async_16(rows + t * stride + i * 16, from + i * 8);
-      }
-      copy_async_commit();
-      copy_async_wait<0>();
-      __syncthreads();
-      blocks_started();  // their shared memory may be written
+    for (int t = 0; t < (real ? p.T : 1); ++t) {
+      const bf16* from = x + static_cast<int64_t>(t) * gate.cols;
+#pragma unroll 1
+      for (int i = threadIdx.x; i < gate.cols / 8; i += kRouterWarps * 32) copy_async_16_if(rows + t * stride + i * 16, from + i * 8, real);
     }
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
     // Of the rehearsal only what is in registers.
     const int blocks = real ? gate.blocks() : min(gate.blocks(), part + kRouterDepth * split);
 #pragma unroll 1
@@ -233,7 +231,7 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
 #pragma unroll 1
         for (int group = warp; group < groups; group += kRouterWarps) {
           const int e = group * 32 + lane;
-          float mine = e < p.E ? score[t * columns + e] + bias[t * p.E + e] : -INFINITY;
+          float mine = e < p.E ? score[t * columns + e] + bias[e] : -INFINITY;
           const bool number = mine > -INFINITY;
           if (!number) mine = -INFINITY;
           float* const near = reinterpret_cast<float*>(neighbours[warp]);
