@@ -210,7 +210,8 @@ struct Piece {
   int left, step;
 
   __device__ Piece(const LinearJob& job) {
-    const int warp = threadIdx.x / 32, local = quotient(warp, job.own), part = remainder(warp, job.own), tile = static_cast<int>(blockIdx.x) * job.tiles_here + local;
+    const int warp = threadIdx.x / 32, local = quotient(warp, job.own), part = remainder(warp, job.own);
+    const int tile = static_cast<int>(blockIdx.x) * job.tiles_here + local;
     const bool present = local < job.tiles_here && tile < job.w.tiles();
     const Tile t = tile_of<P>(job.w, present ? tile : 0);
     codes = t.codes + part * kBlockBytes<P>;
@@ -396,7 +397,8 @@ Status run(OpContext& ctx, LinearParams p, bool grouped, int64_t groups) {
   }
   p.few = std::clamp((kSharedBytes - kSumBytes) / few_stride(slice), 1, kFewTokens);
   const int with_norm = p.T + (p.norm ? 1 : 0);  // rows
-  const bool stages = act8 && kSumBytes + with_norm * few_stride(slice) <= kSharedBytes && p.T <= kFewTokens && (p.T <= kOwnTokens || p.T * slice <= kOwnGroups);
+  const bool fits = p.T <= kFewTokens && kSumBytes + with_norm * few_stride(slice) <= kSharedBytes;
+  const bool stages = act8 && fits && (p.T <= kOwnTokens || p.T * slice <= kOwnGroups);
   if (p.norm && (!stages || raw || p.K % 2 != 0)) {
     DSV4_ASSIGN(bf16* normed, scratch.take<bf16>(static_cast<int64_t>(p.T) * p.K));
     DSV4_TRY(rms_norm(ctx, {.x = p.x, .w = p.norm, .y = normed, .T = p.T, .N = p.K, .eps = p.norm_eps}));

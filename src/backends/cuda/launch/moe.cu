@@ -375,7 +375,8 @@ Status router(OpContext& ctx, const RouterArgs& a) {
                  .E = static_cast<int32_t>(a.E), .k = static_cast<int32_t>(a.k)};
   const Matrix& gate = matrix(a.gate);
   if (a.T <= 8 && gate.format == WeightFormat::kBf16 && gate.cols % kBlockK == 0) {
-    const int bytes = router_row_bytes(p.T, gate.tiles() * kTileRows, p.E) + p.T * std::max(few_stride(gate.blocks()), candidate_places(p.E, p.k) * 8);
+    const int of_row = std::max(few_stride(gate.blocks()), candidate_places(p.E, p.k) * 8);
+    const int bytes = router_row_bytes(p.T, gate.tiles() * kTileRows, p.E) + p.T * of_row;
     if (bytes <= kMaxSharedBytes / 2) {
       DSV4_TRY(allow_shared(few_router_kernel, bytes));
       DSV4_TRY(allow_clusters(few_router_kernel));

@@ -24,10 +24,9 @@ struct Params {
 };
 
 // Between two runs of this kernel gigabytes of weights pass through the caches, so code comes from memory, and with few rows
-// that takes longer than all else. So what follows the wait is run once before it, its code is there when it counts. On
-// ones, where there is a norm: quotients of zeros take a longer way.
+// that takes longer than all else. So up to so many rows what follows the wait is run once before it: its code is there when
+// it counts. On ones, where there is a norm: quotients of zeros take a longer way.
 constexpr int64_t kFewRows = 8;
-
 constexpr int kFinishRows = kWarps / kQuads;  // key/value rows of a block
 
 // Rows of one sequence as the compressor sees them: the batch's own rows, older ones from the tail.
@@ -126,13 +125,13 @@ __device__ __noinline__ void finish_index(float4 v, int n, int r, const float2* 
   store_row(x, stored, to);
 }
 // The key of n values in shared memory: norm before all that.
-__device__ void finish_key(const float* row, uint2 norm, int n, float eps, int r, const float2* turns, int stored, bf16* to) {
+__device__ void finish_key(const float* row, uint2 norm, int n, float eps, int r, const float2* turns, bf16* to) {
   float4 v = {0, 0, 0, 0};
   if (element_of(0) < n) v = *reinterpret_cast<const float4*>(row + element_of(0));
   float x[4] = {v.x, v.y, v.z, v.w}, w[4];
   unpack_four(norm, w);
   norm_quad(x, w, add_squares(x, 0.0f), n, eps);
-  finish_index({x[0], x[1], x[2], x[3]}, n, r, turns, stored, to);
+  finish_index({x[0], x[1], x[2], x[3]}, n, r, turns, n, to);
 }
 
 // One row of the batch by one block; makes an entry where the row is the last of its window. Groups of
@@ -155,8 +154,8 @@ __device__ void compress_row(const CompressArgs& a, int64_t t, bool tail, float2
   let_next_come();
   uint2 norm = {0, 0};
   char* out = nullptr;
-  const auto finish = [&](char* to, int stored) {
-    if (a.index_key) return finish_key(entry, norm, dim, a.eps, r, turns, stored, reinterpret_cast<bf16*>(to));
+  const auto finish = [&](char* to) {
+    if (a.index_key) return finish_key(entry, norm, dim, a.eps, r, turns, reinterpret_cast<bf16*>(to));
     finish_row(entry, warp, norm, dim, a.eps, turns, r, nullptr, to, a.out.format);
   };
   if (last) {
@@ -167,7 +166,7 @@ __device__ void compress_row(const CompressArgs& a, int64_t t, bool tail, float2
       norm = load_quad(a.norm, warp, dim);
       const int64_t page = a.batch.seq_pages[seq * a.batch.max_pages + index / per_page];
       out = a.out.data + (page * per_page + index % per_page) * a.out.row_bytes;
-      finish(reinterpret_cast<char*>(second), dim);
+      if (a.batch.rows <= kFewRows) finish(reinterpret_cast<char*>(second));
     }
   }
   previous_done();
@@ -229,7 +228,7 @@ __device__ void compress_row(const CompressArgs& a, int64_t t, bool tail, float2
     entry[i] = round_bf16(value / total);
   }
   __syncthreads();
-  if (finishes) finish(out, dim);
+  if (finishes) finish(out);
 }
 
 // Rows of key/value, a warp per 128 values.
@@ -256,12 +255,12 @@ __device__ void kv_rows(const Prepare& p, int block, float2 (*turns)[kMaxPairs])
   bf16* const row = a.kv + t * d;
   float* const mine = reinterpret_cast<float*>(values[local]);
 #pragma unroll 1
-  for (int pass = 0; pass < 2; ++pass) {
+  for (int pass = a.T <= kFewRows ? 0 : 1; pass < 2; ++pass) {
     const bool real = pass == 1;
     if (real) previous_done();
     float x[4];
     unpack_four(!real ? uint2{0x3f803f80u, 0x3f803f80u} : present ? load_quad(row, part, d) : uint2{0, 0}, x);
-    if (real) __syncthreads();
+    if (real) __syncthreads();  // the rehearsal has been read
     *reinterpret_cast<float4*>(mine + element_of(part)) = {x[0], x[1], x[2], x[3]};
     __syncthreads();
     if (!present) continue;
