@@ -25,7 +25,7 @@ Status launch(OpContext& ctx, const AttentionParams& p, int64_t rows) {
   constexpr int kBytes = attention_shared_bytes<HM, D>();
   static_assert(kBytes <= kMaxSharedBytes);
   DSV4_TRY(allow_shared(attention_kernel<HM, D, kFp8>, kBytes));
-  const unsigned chunks = static_cast<unsigned>(p.max_chunks), cluster = p.cluster ? chunks : std::min(chunks, 2u);
+  const unsigned chunks = static_cast<unsigned>(p.max_chunks), cluster = p.cluster ? chunks : 2;  // one alone could not send to itself
   const dim3 grid(ceil_div(chunks, cluster) * cluster, static_cast<unsigned>(ceil_div<int64_t>(p.a.H, HM)),
                   static_cast<unsigned>(rows));
   if (p.cluster) DSV4_TRY(allow_clusters(attention_kernel<HM, D, kFp8>));
