@@ -31,10 +31,10 @@ inline cudaStream_t stream(OpContext& ctx) { return static_cast<CudaStream&>(ctx
 inline constexpr int kProcessors = 132;
 inline constexpr int kMaxSharedBytes = 227 * 1024;  // of one block, sm_90
 
-// Shared memory above 48 KiB, a kernel's own arrays included, has to be asked for, once per kernel.
+// Shared memory above 48 KiB, a kernel's own arrays included (which are 32 KiB at most), has to be asked for, once per kernel.
 template <class Kernel>
 Status allow_shared(Kernel* kernel, int bytes) {
-  if (bytes <= 32 * 1024) return {};
+  if (bytes <= 16 * 1024) return {};
   return check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                "shared memory of a kernel");

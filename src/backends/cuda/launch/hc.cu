@@ -1,9 +1,10 @@
 // mHC: post of one site, projections, mix and norm of the next, in one launch for few tokens. Columns of D are cut
-// into parts of 256, a block takes one or two. A warp holds eight rows of fn for one stream of its part, loaded while
-// the kernel before still runs; the blocks of one cluster, a token's whole D between them, exchange the sums.
+// into parts of 256, a block takes one or two. A warp multiplies eight rows of fn for one stream of its part, brought to
+// shared memory while the kernel before still runs; the blocks of one cluster, a token's whole D between them, exchange the sums.
 // Many tokens: hc_many.cu.
 #include "backends/cuda/launch/hc.h"
 
+#include "backends/cuda/device/barrier.cuh"
 #include "backends/cuda/device/cluster.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/ops.h"
@@ -80,35 +81,41 @@ __global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__
   constexpr int kColumns = PARTS * kPart, kPairs = kColumns / 2, kSlices = PARTS * HC, kTerms = kPairs / 32;
   constexpr int kSquares = kMixRow - 1;  // place in a row of sums
   static_assert(kPairs / 32 <= kSinkhorn && kHcWarps <= kSinkhorn);
-  extern __shared__ float4 shared[];  // [mix][HC][kPart]: fn of the second part
+  extern __shared__ __align__(128) float fn[];  // [mix][HC][kColumns]
   __shared__ float4 sums[kMaxCluster * kSlices][kMixRow / 4];
   __shared__ float shares[kShares][32], squares[kMaxCluster * kTerms];
   __shared__ uint2 xs[HC][kColumns / 4];
   __shared__ Arrivals sums_here, squares_here;
+  __shared__ uint64_t fn_here;
   const int rank = blockIdx.x % blocks, first_column = rank * kColumns, count = min(kColumns, p.D - first_column);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t t = blockIdx.x / blocks;
-  const float* second_fn = reinterpret_cast<const float*>(shared);
+  const int bulk_rows = count == kColumns ? p.mix * HC / 2 : 0;
 
   if (threadIdx.x == 0) {
     expect_arrivals(sums_here, blocks * kSlices * ((p.mix + 3) / 4 * 16 + 4));
     if (p.norm) expect_arrivals(squares_here, blocks * kTerms * 4);
+    barrier_init(&fn_here, 1);
+    barriers_known_to_copies();
+    barrier_expect(&fn_here, static_cast<uint32_t>(bulk_rows * count * 4));
   }
-  __syncwarp();
+  __syncthreads();
   block_started();
+  // By short loops, as the block has just come and is late: half of the rows in bulk copies, which take their time one after
+  // the other, the others meanwhile by all threads.
+  for (int row = warp + kShares * lane; row < bulk_rows; row += kShares * 32) {
+    copy_bulk_stream(fn + row * kColumns, p.fn + row * p.D + first_column, static_cast<uint32_t>(count * 4), &fn_here);
+  }
+  constexpr int kRowThreads = kColumns / 4;
+  const int at = threadIdx.x % kRowThreads * 4;
+#pragma unroll 1
+  for (int row = bulk_rows + threadIdx.x / kRowThreads; row < p.mix * HC; row += kThreads / kRowThreads) {
+    copy_async_16_or_zero(fn + row * kColumns + at, p.fn + row * p.D + first_column + (at < count ? at : 0), at < count);
+  }
+  copy_async_commit();
   // A warp's stream and rows of fn, if it has any.
   const int j = warp % HC, first_row = warp / HC * kFnRows;
   const bool holds = first_row < p.mix;
-  HeldRows fn;
-  if (holds) fn.load<HC>(p, first_row, j, first_column, count);
-  if constexpr (PARTS == 2) {
-    for (int i = threadIdx.x; i < p.mix * HC * (kPart / 4); i += kThreads) {
-      const int row = i / (kPart / 4), at = kPart + i % (kPart / 4) * 4;  // row = r * HC + j
-      if (at < count) copy_async_16(shared + i, p.fn + row * p.D + first_column + at);
-      else shared[i] = {0, 0, 0, 0};
-    }
-    copy_async_commit();
-  }
   const int pair = threadIdx.x;  // of the mix
   const bool has_pair = pair < kPairs && 2 * pair < count;
   const uint32_t norm = p.norm && has_pair ? reinterpret_cast<const uint32_t*>(p.norm)[first_column / 2 + pair] : 0;
@@ -131,25 +138,20 @@ __global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__
 #pragma unroll
     for (int part = 0; part < PARTS; ++part) columns[part].take(p, j, post, comb, x[part]);
   }
-  if constexpr (PARTS == 2) {
-    copy_async_wait<0>();
-    __syncthreads();
-  }
+  copy_async_wait<0>();
+  barrier_wait(&fn_here, 0);
+  __syncthreads();
 #pragma unroll
   for (int part = 0; holds && part < PARTS; ++part) {
     const float4 v[2] = {unpack4(x[part][0]), unpack4(x[part][1])};
     float dots[kFnRows];
 #pragma unroll
     for (int r = 0; r < kFnRows; ++r) {
-      if (part == 0) {
-        dots[r] = lane_dot(fn.w[r], v);
-        continue;
-      }
-      const int row = first_row + fn.row_of(r);
+      const int row = first_row + HeldRows::row_of(r);
       float4 w[2] = {};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if (row < p.mix) w[i] = *reinterpret_cast<const float4*>(second_fn + (row * HC + j) * kPart + (i * 32 + lane) * 4);
+        if (row < p.mix) w[i] = *reinterpret_cast<const float4*>(fn + (row * HC + j) * kColumns + part * kPart + (i * 32 + lane) * 4);
       }
       dots[r] = lane_dot(w, v);
     }
@@ -223,7 +225,7 @@ __global__ void __launch_bounds__(kThreads, 1) hc_kernel(const __grid_constant__
 
 template <int HC, int PARTS>
 Status launch(OpContext& ctx, const Hc& p) {
-  const int bytes = PARTS == 1 ? 0 : p.mix * HC * kPart * 4;
+  const int bytes = p.mix * HC * PARTS * kPart * 4;
   const unsigned blocks = static_cast<unsigned>(ceil_div(p.D, PARTS * kPart));
   DSV4_TRY(allow_shared(hc_kernel<HC, PARTS>, bytes));
   DSV4_TRY(allow_clusters(hc_kernel<HC, PARTS>));
