@@ -220,6 +220,7 @@ int shared_kernel_blocks(const Experts& p, bool is_up) {
 }
 
 Status experts(OpContext& ctx, const Experts& p, Product product, unsigned tasks, int per_task, bool shared_planned) {
+  if (p.raw && fits_one_row(p)) return experts_one(ctx, p, product);
   const Part part = shared_planned ? Part::kAll : Part::kRouted;
   const unsigned shared_tasks = static_cast<unsigned>(ceil_div(p.T, kManyTaskTokens));
   for (const bool is_up : {true, false}) {

@@ -51,10 +51,6 @@ constexpr int kBorderCost = 1400;
 template <int N>
 constexpr int kLateCost = N == 8 ? 400 : 200;
 
-// The pairs of a single row are its tasks, in their order, so that all but their experts is known before the kernels in
-// front are done.
-__device__ bool is_one_row(const Experts& p) { return p.raw && p.T == 1; }
-
 // A plan for the few pairs of tokens and experts.
 struct OwnPlan {
   int32_t order[kMostPairs];  // pairs of each token by ascending expert
@@ -130,9 +126,7 @@ struct Line {
 
   __device__ Line(const Experts& experts, const Shares& shares, const OwnPlan& plan)
       : p(experts), s(shares), own(plan),
-        routed(is_one_row(experts) ? experts.k
-               : experts.raw       ? plan.tasks
-                                   : __ldcg(&experts.plan.count->tasks) - shares.shared_tasks),
+        routed(experts.raw ? plan.tasks : __ldcg(&experts.plan.count->tasks) - shares.shared_tasks),
         many(experts.raw ? 0 : __ldcg(&experts.plan.count->many)) {}
   __device__ int units() const { return routed * s.routed_units + s.shared_tasks * s.shared_units; }
   __device__ int task_of(int unit) const {
@@ -144,7 +138,6 @@ struct Line {
   }
   __device__ int expert_of(int task) const {
     if (task >= routed) return -1;
-    if (is_one_row(p)) return __ldcg(p.ids + task);
     return p.raw ? own.expert[task] : __ldcg(&p.plan.tasks[task].expert);
   }
   // The first unit of block `block`.
@@ -184,7 +177,7 @@ __device__ void find_tokens(const Line& line, int from, int last, Tokens<N>& tok
       count = raw.z;
     } else if (task < line.routed) {
       expert = line.expert_of(task);
-      count = is_one_row(p) ? 1 : line.own.count[task];
+      count = line.own.count[task];
     } else {
       count = p.T;
     }
@@ -218,9 +211,8 @@ __device__ void find_tokens(const Line& line, int from, int last, Tokens<N>& tok
   if (lane < all) {
     int pair = p.T * p.k + its_first + in_task;
     if (its_expert >= 0) {
-      pair = is_one_row(p) ? its_task
-             : p.raw       ? line.own.pairs[its_task * kOwnTask + in_task]
-                           : __ldcg(p.plan.lists + static_cast<int64_t>(its_expert) * p.T + its_first + in_task);
+      pair = p.raw ? line.own.pairs[its_task * kOwnTask + in_task]
+                   : __ldcg(p.plan.lists + static_cast<int64_t>(its_expert) * p.T + its_first + in_task);
     }
     tokens.pair[lane] = pair;
     if (kUp) tokens.weight[lane] = its_expert < 0 ? 1.0f : p.weights[pair];
@@ -233,18 +225,13 @@ struct Ahead {
   const Line& line;
   char* ring;
   uint64_t *full, *empty;  // [kStages]
-  int unit, last, task = 0, of_task = 0, expert = 0, stage = 0;
+  int unit, last, expert = 0, stage = 0;
   uint32_t round = 0;  // of the ring
   StageSource source;
 
-  // Where the next unit is in the line; its weights.
-  __device__ void locate() {
-    if (unit >= last) return;
-    task = line.task_of(unit);
-    of_task = unit - line.begin_of(task);
-  }
   __device__ void open() {
     if (unit >= last) return;
+    const int task = line.task_of(unit), of_task = unit - line.begin_of(task);
     expert = line.expert_of(task);
     Tile tiles[kPair];
     if (expert < 0) tiles_of<Product::kFp8, kUp>(line.p, expert, of_task, tiles);
@@ -260,12 +247,9 @@ struct Ahead {
       stage = 0;
       ++round;
     }
-    if (source.left == 0) {
-      locate();
-      open();
-    }
+    if (source.left == 0) open();
   }
-  // All of it from the located unit on, by all lanes of a warp together.
+  // All of it, by all lanes of a warp together.
   __device__ void ask() {
     open();
     while (__any_sync(~0u, source.left > 0)) {
@@ -355,19 +339,16 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
     barriers_known_to_copies();
   }
   __syncthreads();
-  const bool one_row = is_one_row(p), plans = p.raw && !(kUp && one_row);
   if (warp >= kWarps) {
     fewer_registers<kAskRegisters<N>>();
-    if (kUp && !one_row) begin(part, true);
-    if (plans && !one_row) barrier_wait(&planned, 0);
+    if (kUp) begin(part, true);
+    if (p.raw) barrier_wait(&planned, 0);
     const Line line(p, s, own);
     const int first = line.share(static_cast<int>(blockIdx.x)), last = line.share(static_cast<int>(blockIdx.x) + 1);
     constexpr int kTeamsEach = kTeams / kAskingWarps;
     const int mine = (warp - kWarps) * kTeamsEach + lane % kTeamsEach;
     Ahead<P, Wide, kUp> ahead{.line = line, .ring = dynamic + mine * kStages * kStageBytes<Wide>, .full = full[mine], .empty = empty[mine],
                                  .unit = lane < kTeamsEach ? first + mine : last, .last = last, .source = {}};
-    ahead.locate();
-    if (kUp && one_row) begin(part, true);
     ahead.ask();
     return;
   }
@@ -382,7 +363,7 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
     // The first warp looks tokens up meanwhile.
     if (warp > 0) stage_act8(p.T, p.D, rows, stride, warp - 1, kWarps - 1, [&](int n) { return p.raw + static_cast<int64_t>(n) * p.D; });
   }
-  if (plans) {
+  if (p.raw) {
     if (warp == 0) {
       make_own_plan(p, own);
       barrier_arrive(&planned);
@@ -442,7 +423,7 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
         }
         Tile tiles[kPair];
         tiles_of<Q, kUp>(p, expert, of_task, tiles);
-        for (int i = 0; i < blocks; i += kStageBlocks<Q, Wide>, ++stages) {
+        for (int i = 0; i < blocks; i += kStageBlocks<Q, Wide, kPair>, ++stages) {
           barrier_wait(&full[team][stages % kStages], static_cast<uint32_t>(stages / kStages));
           multiply_stage<Q, kShares, Wide>(tiles, share, i, blocks, ring + stages % kStages * kStageBytes<Wide>, x, sums,
                                            [&] { barrier_arrive(&empty[team][stages % kStages]); });

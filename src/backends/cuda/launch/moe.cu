@@ -130,7 +130,8 @@ __device__ int place_of(const float* ranks, int quads, float mine, int at) {
 // block selects, with the choices of select_experts(). What does not depend on the kernels before is read before they are
 // done: the gate's weights, as far as registers hold them, the biases, the table's experts. All that follows is run once
 // before they are, too, on what happens to be in shared memory, since code that comes from memory takes longer than its work.
-constexpr int kRouterBlocks = 16, kRouterWarps = 8, kRouterDepth = 4;
+constexpr int kPlacedTokens = 2;  // for which all warps of a block choose together; more have a warp each
+constexpr int kRouterWarps = 8, kRouterDepth = 4;
 __global__ void __launch_bounds__(kRouterWarps * 32)
     few_router_kernel(const Select p, const Matrix gate, const bf16* x, int split) {
   // scores [T, E rounded to tiles], of the first block; biases [E]; the rows of x, then the candidates
@@ -222,6 +223,14 @@ __global__ void __launch_bounds__(kRouterWarps * 32)
     }
     if (blockIdx.x != 0) continue;
     if (real) wait_arrivals(scores_here);
+    if (!p.tid2eid && p.T > kPlacedTokens && p.E * 4 <= stride) {
+      if (!real || warp >= p.T) continue;
+      float* const rank = reinterpret_cast<float*>(rows + warp * stride);  // x is not needed any more
+      for (int e = lane; e < p.E; e += 32) rank[e] = score[warp * columns + e] + bias[e];
+      __syncwarp();
+      select_experts(p, warp, score + warp * columns, rank);
+      continue;
+    }
     if (!p.tid2eid) {
       // Among 32 neighbours each, then among the best of those; where less than k are numbers, expert i is choice i.
       if (threadIdx.x < 8 * kMaxTopk) chosen[threadIdx.x / kMaxTopk][threadIdx.x % kMaxTopk] = threadIdx.x % kMaxTopk;

@@ -62,6 +62,11 @@ int shared_kernel_blocks(const Experts& p, bool is_up);
 Status experts_few(OpContext& ctx, const Experts& p, Product product, int per_task, bool is_up, Part part);
 // Tokens of its tasks at most, 16, 8 or none, where K has up to `blocks` blocks.
 int few_task_tokens(int blocks);
+// Both products of one row of Experts::raw, where fits_one_row() (experts_one.cu).
+Status experts_one(OpContext& ctx, const Experts& p, Product product);
+bool fits_one_row(const Experts& p);
+// Blocks of the router of few rows, whose processors the next kernel gets late.
+inline constexpr int kRouterBlocks = 16;
 // Whether so few rows need neither a plan nor act8 of x, and y comes out (Experts::raw).
 bool plans_itself(int64_t T, int64_t k, int64_t D);
 // Numbers of Experts::finished.
