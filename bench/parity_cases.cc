@@ -306,6 +306,17 @@ void add_wide_stack(Set& set) {
   }
 }
 
+// One row whose experts are more jobs than a GPU has teams for, and more rows of the output than it has blocks for.
+void add_moe_one_row(Set& set) {
+  for (const WeightFormat format : {WeightFormat::kMxfp4, WeightFormat::kNvfp4, WeightFormat::kFp8Tile128}) {
+    for (const MoeShape& m : {MoeShape{.D = 128, .I = 1280, .E = 15, .k = 14, .format = format},
+                              MoeShape{.D = 4352, .I = 128, .E = 3, .k = 2, .format = format}}) {
+      set.add("moe", cat(format_info(format).name, " T=1 D=", m.D, " I=", m.I, " k=", m.k),
+              [=](uint64_t s) { return moe_case(m, Values::kFinite, s); });
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<CaseSpec> parity_cases() {
@@ -318,6 +329,7 @@ std::vector<CaseSpec> parity_cases() {
   add_sample(set);
   add_grouped_fp4(set);
   add_wide_stack(set);
+  add_moe_one_row(set);
   return std::move(set.specs);
 }
 

@@ -32,7 +32,6 @@ constexpr int kMultiplyRegisters = kUp ? 88 : 104;
 template <bool kUp>
 constexpr int kAskRegisters = kUp ? 40 : 64;
 constexpr int kStages = 2, kWide = 4;  // of a team's ring (device/stream.cuh)
-constexpr int kMostChosen = 16;
 constexpr int kPairRows = kPair * kTileRows;
 
 // A job: of the row's choice `slot`, of the shared expert -1: tile `unit` of w1 and w3, or tiles 2 unit and 2 unit + 1 of
@@ -191,7 +190,7 @@ __global__ void __launch_bounds__(kThreads<kUp>, 1) one_kernel(const __grid_cons
   __shared__ uint64_t full[kTeams][kStages], empty[kTeams][kStages], sent[kTeams], taken[kTeams], staged[kTeams], met;
   __shared__ uint64_t half_sent[kTeams / 2], half_taken[kTeams / 2];
   __shared__ float boxes[kTeams][kShares][kPairRows], halves[kTeams / 2][kTileRows];
-  __shared__ int32_t order[kMostChosen];  // `down`: choices by ascending expert
+  __shared__ int32_t order[kMaxTopk];  // `down`: choices by ascending expert
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, team = warp / kShares, share = warp % kShares;
   const int columns = kUp ? p.D : p.h_stride, stride = few_stride((columns + kBlockK - 1) / kBlockK);
   char* const rows = dynamic + kTeams * kStages * kStageBytes<kWide>;  // `up`: x; `down`: h of each team's job
@@ -226,17 +225,11 @@ __global__ void __launch_bounds__(kThreads<kUp>, 1) one_kernel(const __grid_cons
     return;
   }
   more_registers<kMultiplyRegisters<kUp>>();
-  const auto meet = [&] {
+  if constexpr (kUp) {
+    wait_for_previous_first();
+    stage_row(p.raw, p.D, rows, warp, kWarps);
     barrier_arrive(&met);
     barrier_wait(&met, 0);
-  };
-  if constexpr (kUp) {
-    // Twice, once before x is there: then the instructions are.
-    for (int turn = 0; turn < 2; ++turn) {
-      if (turn == 1) wait_for_previous_first();
-      stage_row(p.raw, p.D, rows, warp, kWarps);
-    }
-    meet();
   } else if (warp == 0) {
     const int id = lane < p.k ? __ldcg(p.ids + lane) : 0;
     int place = 0;
@@ -375,8 +368,8 @@ Status launch_both(OpContext& ctx, const Experts& p) {
 bool fits_one_row(const Experts& p) {
   constexpr int kOwnBytes = 5120;  // more than the kernel's own arrays
   const Cut up = cut_up(p);
-  return p.T == 1 && p.k <= kMostChosen && p.D % 8 == 0 && p.I % 8 == 0 && p.shared_I % 8 == 0 &&
-         3 * up.shared_units <= up.jobs(p.k) &&  // of any two jobs of a block, no more than one of the shared expert begins
+  return p.T == 1 && p.D % 8 == 0 && p.I % 8 == 0 && p.shared_I % 8 == 0 &&
+         3 * up.shared_units <= up.jobs(p.k) &&  // else a block's jobs of the shared expert could be more than its share
          std::max(shared_bytes<true>(p, up), shared_bytes<false>(p, cut_down(p))) + kOwnBytes <= kMaxSharedBytes;
 }
 

@@ -19,7 +19,6 @@ namespace dsv4::cuda {
 namespace {
 
 constexpr int kMaxExperts = 1024;
-constexpr int kMaxTopk = 16;
 constexpr int kFewRows = 16;  // with which the shared expert is a task among others
 
 // sqrt(softplus) scores, top-k or table, weights.

@@ -7,6 +7,8 @@
 
 namespace dsv4::cuda {
 
+inline constexpr int kMaxTopk = 16;
+
 // A task: tokens lists[first .. first + count) of one expert; expert -1 = the shared one, whose "list"
 // is the rows themselves.
 struct Task {
