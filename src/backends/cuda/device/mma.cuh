@@ -64,9 +64,6 @@ __device__ inline uint4 load_stream(const void* p) {
   return v;
 }
 
-// Brings 128 bytes into L2.
-__device__ inline void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
 // Brings up to 2^32 - 16 bytes (a multiple of 16) into L2 without waiting for them.
 __device__ inline void prefetch_l2(const void* p, uint32_t bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));

@@ -9,10 +9,6 @@
 
 namespace dsv4::cuda {
 
-__device__ inline float warp_max(float v) {
-  for (int i = 16; i; i /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, i));
-  return v;
-}
 __device__ inline float warp_sum(float v) {
   for (int i = 16; i; i /= 2) v += __shfl_xor_sync(~0u, v, i);
   return v;

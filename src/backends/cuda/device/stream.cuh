@@ -1,6 +1,6 @@
-// Weights of two tiles, or of one, on their way through shared memory: neighbouring blocks in bulk copies, for which one lane of a
-// warp asks that does nothing else. What is under way costs neither registers nor instructions of those who multiply, and goes on
-// while they wait for something else.
+// Weights of two tiles, or of one, on their way through shared memory: neighbouring blocks in bulk copies, for which one
+// lane of a warp asks that does nothing else. What is under way costs neither registers nor instructions of those who
+// multiply, and goes on while they wait for something else.
 #pragma once
 
 #include "backends/cuda/device/barrier.cuh"
@@ -9,8 +9,8 @@
 namespace dsv4::cuda {
 
 // A stage of the ring holds neighbouring blocks of each of two tiles: `Wide` of E2M1, or half as many of E4M3 and
-// behind them their scales; of a single tile twice as many. A copy of any size takes some hundred cycles of the warp that asks for it, and 45 to 70 of its
-// processor, so it should be no less than 2 KiB.
+// behind them their scales; of a single tile twice as many. A copy of any size takes some hundred cycles of the warp
+// that asks for it, and 45 to 70 of its processor, so it should be no less than 2 KiB.
 template <int Wide>
 inline constexpr int kStageBytes = 2 * Wide * kBlockBytes<Product::kNvfp4>;
 template <int Wide, int Tiles>

@@ -186,8 +186,7 @@ __device__ void multiply_share(const LinearParams& p, const LinearJob& job, cons
 }
 
 // Shares of K in order, sums [tiles][shares][16 rows][8 tokens] of tiles first, first + step, ..., a power of two of them or
-// none; neighbouring threads write
-// neighbouring rows of one token.
+// none; neighbouring threads write neighbouring rows of one token.
 __device__ void add_shares(const LinearJob& job, const float* sums, int first_tile, int step, int tiles, int first_token, int tokens) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < tiles * tokens * kTileRows; i += kWarps * 32) {
