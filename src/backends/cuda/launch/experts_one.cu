@@ -2,10 +2,10 @@
 //   up    w1 and w3 with act8 of x, clamp, SwiGLU, routing weight; h as it is
 //   down  w2 with act8 of h, and the sum over the experts
 // A block has jobs of about as many bytes of weights each, of which a team of two warps takes one after the other: of a routed
-// expert a tile of w1 and that of w3, or two of w2; of the shared one, in E4M3, one of these tiles. In `down` a block has
-// the same rows of all experts, so their sum needs no memory but its own. What a block multiplies depends on the row's
-// choice of experts for its weights alone, and those of the shared expert not even for them: they are on their way while
-// the kernels in front, which leave memory idle, choose.
+// expert a tile of w1 and that of w3, or two of w2; of the shared one, in E4M3, one of these tiles. Where a block of `up` has an
+// odd number, two teams have a tile of the last one each. In `down` a block has the same rows of all experts, so their sum needs
+// no memory but its own. What a block multiplies depends on the row's choice of experts for its weights alone, and those
+// of the shared expert not even for them: they are on their way while the kernels in front, which leave memory idle, choose.
 #include <algorithm>
 
 #include "backends/cuda/device/barrier.cuh"
@@ -35,7 +35,8 @@ constexpr int kStages = 2, kWide = 4;  // of a team's ring (device/stream.cuh)
 constexpr int kPairRows = kPair * kTileRows;
 
 // A job: of the row's choice `slot`, of the shared expert -1: tile `unit` of w1 and w3, or tiles 2 unit and 2 unit + 1 of
-// w2; of the shared expert `half` of them.
+// w2, both of them or only `half`.
+constexpr int kWhole = -1;
 struct Job {
   int slot, unit, half;
 };
@@ -52,8 +53,8 @@ struct Cut {
 // Those of this block: job i < count.
 template <bool kUp>
 struct Jobs {
-  int first_shared = 0, shared = 0, first_routed = 0, count = 0;
-  int per_expert = 0, k = 0;  // units of a routed expert; experts
+  int first_shared = 0, shared = 0, first_routed = 0, whole = 0, count = 0;  // from job `whole` on: halves of one
+  int per_expert = 0, k = 0;                                                  // units of a routed expert; experts
 
   __device__ Jobs(const Experts& p, const Cut& cut) : per_expert(cut.routed_units), k(p.k) {
     const int block = blockIdx.x, blocks = gridDim.x;
@@ -63,7 +64,10 @@ struct Jobs {
       first_shared = cut.shared_units * first / all;
       shared = 2 * (cut.shared_units * end / all - first_shared);
       first_routed = first - 2 * first_shared;
+      // Halves, like those of the shared expert, are of neighbouring teams, as kTeams is even.
       count = end - first;
+      whole = count / 2 * 2;
+      count += count % 2;
     } else {
       count = (cut.routed_units - block + blocks - 1) / blocks * (k + 2);
     }
@@ -71,11 +75,11 @@ struct Jobs {
   __device__ Job at(int i) const {
     if constexpr (kUp) {
       if (i < shared) return {-1, first_shared + i / 2, i % 2};
-      const int routed = first_routed + i - shared;
-      return {routed / per_expert, routed % per_expert, 0};
+      const int routed = first_routed + min(i, whole) - shared;
+      return {routed / per_expert, routed % per_expert, i < whole ? kWhole : i - whole};
     } else {
       const int unit = static_cast<int>(blockIdx.x) + i / (k + 2) * static_cast<int>(gridDim.x), j = i % (k + 2);
-      return {j < k ? j : -1, unit, j < k ? 0 : j - k};
+      return {j < k ? j : -1, unit, j < k ? kWhole : j - k};
     }
   }
 };
@@ -86,7 +90,11 @@ __device__ Matrix shared_matrix(const Experts& p, int half) { return !kUp ? p.sh
 template <Product P>
 __device__ Tile tile_or_any(const Matrix& m, int tile) { return tile_of<P>(m, tile < m.tiles() ? tile : 0); }
 
-// The tiles of a job, of expert `expert` where it is a routed one's.
+// The tiles of a job, of expert `expert` where it is a routed one's, and of half a job.
+template <Product P>
+__device__ void tiles_of(const Experts& p, const Job& job, int expert, Tile (&tiles)[1]) {
+  tiles[0] = tile_or_any<P>(cuda::at(job.half == 0 ? p.w1 : p.w3, expert), job.unit);
+}
 template <Product P, bool kUp>
 __device__ void tiles_of(const Experts& p, const Job& job, int expert, Tile (&tiles)[kPair]) {
   const Matrix first = cuda::at(kUp ? p.w1 : p.w2, expert);
@@ -105,18 +113,25 @@ struct Ahead {
   const Jobs<kUp>& jobs;
   char* ring;
   uint64_t *full, *empty;  // [kStages]
+  uint64_t* staged;        // `down`
   int next, stage = 0;
   uint32_t round = 0;  // of the ring
-  bool of_shared = false;
+  bool first = true, of_shared = false, of_half = false;  // the team's first job
   StageSource source;
 
   __device__ void open() {
     const Job job = jobs.at(next);
+    first = next < kTeams<kUp>;
     of_shared = job.slot < 0;
+    of_half = job.half != kWhole;
     if (of_shared) {
       Tile tiles[1];
       tiles_of<kUp>(p, job, tiles);
       source.begin(tiles, shared_matrix<kUp>(p, 0).blocks());
+    } else if (kUp && of_half) {
+      Tile tiles[1];
+      tiles_of<P>(p, job, __ldcg(p.ids + job.slot), tiles);
+      source.begin(tiles, p.w1.first.blocks());
     } else {
       Tile tiles[kPair];
       tiles_of<P, kUp>(p, job, __ldcg(p.ids + job.slot), tiles);
@@ -127,6 +142,7 @@ struct Ahead {
   __device__ void fill() {
     char* const to = ring + stage * kStageBytes<kWide>;
     if (of_shared) source.fill<Product::kFp8, kWide, 1>(to, full + stage);
+    else if (kUp && of_half) source.fill<P, kWide, 1>(to, full + stage);
     else source.fill<P, kWide, kPair>(to, full + stage);
     if (++stage == kStages) {
       stage = 0;
@@ -145,8 +161,10 @@ struct Ahead {
     while (true) {
       if (source.left == 0 && next < jobs.count) open();
       if (!__any_sync(~0u, source.left > 0)) return;
-      // In the first round, the phase before the first: it counts as ended.
-      if (source.left > 0 && barrier_passed(empty + stage, round - 1)) fill();
+      // In the first round, the phase before the first: it counts as ended. In `down` one stage is enough until the first job's row
+      // is there, whose loads would stand behind the others. (The second job's row comes when all of the first has been asked for.)
+      const bool may = kUp || !first || (stage == 0 && round == 0) || barrier_passed(staged, 0);
+      if (source.left > 0 && may && barrier_passed(empty + stage, round - 1)) fill();
     }
   }
 };
@@ -214,7 +232,7 @@ __global__ void __launch_bounds__(kThreads<kUp>, 1) one_kernel(const __grid_cons
     fewer_registers<kAskRegisters<kUp>>();
     const int mine = lane * kAskingWarps + warp - kWarps, its = min(mine, kTeams - 1);
     Ahead<P, kUp> ahead{.p = p, .jobs = jobs, .ring = dynamic + its * kStages * kStageBytes<kWide>, .full = full[its], .empty = empty[its],
-                        .next = mine < kTeams ? mine : jobs.count, .source = {}};
+                        .staged = staged + its, .next = mine < kTeams ? mine : jobs.count, .source = {}};
     // `down` comes when all blocks of `up` have gone on from what chose the experts.
     if (kUp) {
       ahead.ask_early();
@@ -241,7 +259,7 @@ __global__ void __launch_bounds__(kThreads<kUp>, 1) one_kernel(const __grid_cons
   }
 
   const char* const ring = dynamic + team * kStages * kStageBytes<kWide>;
-  int stages = 0, shared_jobs = 0;  // behind
+  int stages = 0, half_jobs = 0;  // behind
   for (int i = team, round = 0; i < jobs.count; i += kTeams, ++round) {
     const Job job = jobs.at(i);
     const bool of_shared = job.slot < 0;
@@ -276,6 +294,13 @@ __global__ void __launch_bounds__(kThreads<kUp>, 1) one_kernel(const __grid_cons
       tiles_of<kUp>(p, job, tiles);
       scale = shared_matrix<kUp>(p, job.half).global_scale;
       multiply.template operator()<Product::kFp8>(tiles, shared_matrix<kUp>(p, 0).blocks());
+    } else if (kUp && job.half != kWhole) {
+      const int expert = __ldcg(p.ids + job.slot);
+      Tile tiles[1];
+      tiles_of<P>(p, job, expert, tiles);
+      scale = cuda::at(job.half == 0 ? p.w1 : p.w3, expert).global_scale;
+      weight = __ldcg(p.weights + job.slot);
+      multiply.template operator()<P>(tiles, p.w1.first.blocks());
     } else {
       const int expert = __ldcg(p.ids + job.slot);
       Tile tiles[kPair];
@@ -298,27 +323,27 @@ __global__ void __launch_bounds__(kThreads<kUp>, 1) one_kernel(const __grid_cons
     const float value = round_bf16(sum * scale);
     if constexpr (kUp) {
       float other = __shfl_down_sync(~0u, value, kTileRows);  // of w3
-      if (of_shared) {
-        // Two teams have its tiles of w1 and w3.
+      if (job.half != kWhole) {
+        // Two teams have the tiles of w1 and w3.
         const int pair = team / 2;
         if (job.half == 1) {
-          if (shared_jobs > 0) barrier_wait(&half_taken[pair], static_cast<uint32_t>(shared_jobs - 1));
+          if (half_jobs > 0) barrier_wait(&half_taken[pair], static_cast<uint32_t>(half_jobs - 1));
           if (lane < kTileRows) halves[pair][lane] = value;
           barrier_arrive(&half_sent[pair]);
         } else {
-          barrier_wait(&half_sent[pair], static_cast<uint32_t>(shared_jobs));
+          barrier_wait(&half_sent[pair], static_cast<uint32_t>(half_jobs));
           other = halves[pair][lane % kTileRows];
           barrier_arrive(&half_taken[pair]);
         }
-        ++shared_jobs;
+        ++half_jobs;
       }
       const int at = job.unit * kTileRows + lane;
-      if (lane < kTileRows && job.half == 0 && at < (of_shared ? p.shared_I : p.I)) {
+      if (lane < kTileRows && job.half != 1 && at < (of_shared ? p.shared_I : p.I)) {
         p.h[static_cast<int64_t>(of_shared ? p.k : job.slot) * p.h_stride + at] = to_bf16(swiglu(value, other, p.limit) * weight);
       }
     } else {
-      float* const to = results + (i / (p.k + 2) * (p.k + 1) + (of_shared ? p.k : job.slot)) * kPairRows + job.half * kTileRows;
-      if (!of_shared || lane < kTileRows) to[lane] = value;
+      float* const to = results + (i / (p.k + 2) * (p.k + 1) + (of_shared ? p.k : job.slot)) * kPairRows + max(job.half, 0) * kTileRows;
+      if (job.half == kWhole || lane < kTileRows) to[lane] = value;
     }
   }
   if constexpr (!kUp) {
