@@ -317,6 +317,16 @@ void add_moe_one_row(Set& set) {
   }
 }
 
+// Few tokens whose experts have so long rows that weights on their way go round in shared memory.
+void add_moe_long_rows(Set& set) {
+  for (const WeightFormat format : {WeightFormat::kMxfp4, WeightFormat::kNvfp4, WeightFormat::kFp8Tile128}) {
+    for (const int64_t T : {2, 9}) {
+      const MoeShape m{.T = T, .D = 1152, .I = 1152, .E = 3, .k = 2, .format = format};
+      set.add("moe", cat(format_info(format).name, " T=", T, " D=1152 I=1152"), [=](uint64_t s) { return moe_case(m, Values::kFinite, s); });
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<CaseSpec> parity_cases() {
@@ -330,6 +340,7 @@ std::vector<CaseSpec> parity_cases() {
   add_grouped_fp4(set);
   add_wide_stack(set);
   add_moe_one_row(set);
+  add_moe_long_rows(set);
   return std::move(set.specs);
 }
 

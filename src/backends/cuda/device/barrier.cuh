@@ -44,14 +44,5 @@ __device__ inline void barrier_wait(uint64_t* barrier, uint32_t phase) {
                  : "memory");
   }
 }
-// Whether it has, without the pause that try_wait makes where it has not.
-__device__ inline bool barrier_passed(uint64_t* barrier, uint32_t phase) {
-  uint32_t done;
-  asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-               : "=r"(done)
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(barrier))), "r"(phase & 1u)
-               : "memory");
-  return done;
-}
 
 }  // namespace dsv4::cuda

@@ -1,6 +1,7 @@
 // Weights of two tiles, or of one, on their way through shared memory: neighbouring blocks in bulk copies, for which one
 // lane of a warp asks that does nothing else. What is under way costs neither registers nor instructions of those who
-// multiply, and goes on while they wait for something else.
+// multiply, and goes on while they wait for something else. (Several lanes of a warp would ask one after the other, and
+// compute-sanitizer would take their copies for the first one's, which has not waited for the others' stages.)
 #pragma once
 
 #include "backends/cuda/device/barrier.cuh"

@@ -17,15 +17,13 @@
 namespace dsv4::cuda {
 namespace {
 
-constexpr int kWarps = 16, kAskingWarps = 4;  // that multiply, and that ask for weights
-constexpr int kThreads = (kWarps + kAskingWarps) * 32;
-// Of the 96 per thread that a block of so many gets.
-template <int N>
-constexpr int kMultiplyRegisters = N == 8 ? 104 : 112;
-template <int N>
-constexpr int kAskRegisters = N == 8 ? 64 : 32;
+constexpr int kWarps = 16;                // that multiply
 constexpr int kTeams = kWarps / kShares;  // of neighbouring warps, one per share
 constexpr int kStages = 2;                // of a team's ring
+// A warp per team asks for its weights: one that asks for two teams keeps them waiting for each other.
+constexpr int kThreads = (kWarps + kTeams) * 32;
+// Of the 80 per thread that a block of so many gets.
+constexpr int kMultiplyRegisters = 104, kAskRegisters = 32;
 constexpr int kMostPairs = 32;            // of a plan that blocks make for themselves
 constexpr int kOwnTask = 8;               // tokens of its tasks at most
 
@@ -219,7 +217,7 @@ __device__ void find_tokens(const Line& line, int from, int last, Tokens<N>& tok
   }
 }
 
-// What is asked for of a team's units, always as far ahead as its ring allows. By one lane per team.
+// What is asked for of a team's units, always as far ahead as its ring allows. By one thread per team.
 template <Product P, int Wide, bool kUp>
 struct Ahead {
   const Line& line;
@@ -249,12 +247,11 @@ struct Ahead {
     }
     if (source.left == 0) open();
   }
-  // All of it, by all lanes of a warp together.
   __device__ void ask() {
     open();
-    while (__any_sync(~0u, source.left > 0)) {
-      // In the first round, the phase before the first: it counts as ended.
-      if (source.left > 0 && barrier_passed(empty + stage, round - 1)) fill();
+    while (source.left > 0) {
+      barrier_wait(empty + stage, round - 1);  // in the first round the phase before the first, which counts as ended
+      fill();
     }
   }
 };
@@ -340,19 +337,18 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
   }
   __syncthreads();
   if (warp >= kWarps) {
-    fewer_registers<kAskRegisters<N>>();
+    fewer_registers<kAskRegisters>();
     if (kUp) begin(part, true);
     if (p.raw) barrier_wait(&planned, 0);
+    if (lane > 0) return;
     const Line line(p, s, own);
-    const int first = line.share(static_cast<int>(blockIdx.x)), last = line.share(static_cast<int>(blockIdx.x) + 1);
-    constexpr int kTeamsEach = kTeams / kAskingWarps;
-    const int mine = (warp - kWarps) * kTeamsEach + lane % kTeamsEach;
-    Ahead<P, Wide, kUp> ahead{.line = line, .ring = dynamic + mine * kStages * kStageBytes<Wide>, .full = full[mine], .empty = empty[mine],
-                                 .unit = lane < kTeamsEach ? first + mine : last, .last = last, .source = {}};
+    const int first = line.share(static_cast<int>(blockIdx.x)), last = line.share(static_cast<int>(blockIdx.x) + 1), its = warp - kWarps;
+    Ahead<P, Wide, kUp> ahead{.line = line, .ring = dynamic + its * kStages * kStageBytes<Wide>, .full = full[its], .empty = empty[its],
+                              .unit = first + its, .last = last, .source = {}};
     ahead.ask();
     return;
   }
-  more_registers<kMultiplyRegisters<N>>();
+  more_registers<kMultiplyRegisters>();
   // `up`: the next kernel comes when all blocks are past this: what made the plan is done then, so `down` may read it
   // and ask for weights while `up` still runs.
   if (kUp) begin(part, true);
@@ -445,14 +441,18 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(const __grid_constant_
       float* outbox = outboxes + warp * kOutbox<N> + lane;
       if (units > 0) barrier_wait(&taken[warp], static_cast<uint32_t>(units - 1));
 #pragma unroll
-      for (int i = 0; i < kPair * N / 4; ++i) outbox[i * 32] = total[i / (N / 4)][i / 2 % (N / 8)][(share == 0 ? 2 : 0) + i % 2];
+      for (int i = 0; i < kPair * N / 4; ++i) {
+        const float(&of)[4] = total[i / (N / 4)][i / 2 % (N / 8)];
+        outbox[i * 32] = share == 0 ? of[2 + i % 2] : of[i % 2];
+      }
       barrier_arrive(&sent[warp]);
       const int other = warp ^ 1;
       barrier_wait(&sent[other], static_cast<uint32_t>(units));
       float sum[kPair][N / 4];
 #pragma unroll
       for (int i = 0; i < kPair * N / 4; ++i) {
-        const float mine = total[i / (N / 4)][i / 2 % (N / 8)][(share == 0 ? 0 : 2) + i % 2], theirs = outboxes[other * kOutbox<N> + i * 32 + lane];
+        const float(&of)[4] = total[i / (N / 4)][i / 2 % (N / 8)];
+        const float mine = share == 0 ? of[i % 2] : of[2 + i % 2], theirs = outboxes[other * kOutbox<N> + i * 32 + lane];
         sum[i / (N / 4)][i % (N / 4)] = mine + theirs;
       }
       barrier_arrive(&taken[other]);

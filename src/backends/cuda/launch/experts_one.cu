@@ -22,15 +22,16 @@ constexpr int kBlocks = kUp ? kProcessors - kRouterBlocks : kProcessors;
 template <bool kUp>
 constexpr int kTeams = kUp ? 10 : 8;  // of neighbouring warps, one per share of K: with one job each, for Flash
 template <bool kUp>
-constexpr int kWarps = kTeams<kUp> * kShares;  // that multiply; whole warpgroups, as those that ask for weights
-constexpr int kAskingWarps = 4;
+constexpr int kWarps = kTeams<kUp> * kShares;  // that multiply
 template <bool kUp>
-constexpr int kThreads = (kWarps<kUp> + kAskingWarps) * 32;
-// Of the 80 or 96 per thread that a block of so many gets.
+constexpr int kAskingWarps = (kTeams<kUp> + 3) / 4 * 4;  // one per team, in whole warpgroups
+template <bool kUp>
+constexpr int kThreads = (kWarps<kUp> + kAskingWarps<kUp>) * 32;
+// Of the 64 or 80 per thread that a block of so many gets.
 template <bool kUp>
 constexpr int kMultiplyRegisters = kUp ? 88 : 104;
 template <bool kUp>
-constexpr int kAskRegisters = kUp ? 40 : 64;
+constexpr int kAskRegisters = kUp ? 24 : 32;
 constexpr int kStages = 2, kWide = 4;  // of a team's ring (device/stream.cuh)
 constexpr int kPairRows = kPair * kTileRows;
 
@@ -106,7 +107,7 @@ __device__ void tiles_of(const Experts& p, const Job& job, Tile (&tiles)[1]) {
   tiles[0] = tile_or_any<Product::kFp8>(shared_matrix<kUp>(p, job.half), kUp ? job.unit : job.unit * kPair + job.half);
 }
 
-// What is asked for of a team's jobs, always as far ahead as its ring allows. By one lane per team.
+// What is asked for of a team's jobs, always as far ahead as its ring allows. By one thread per team.
 template <Product P, bool kUp>
 struct Ahead {
   const Experts& p;
@@ -116,12 +117,11 @@ struct Ahead {
   uint64_t* staged;        // `down`
   int next, stage = 0;
   uint32_t round = 0;  // of the ring
-  bool first = true, of_shared = false, of_half = false;  // the team's first job
+  bool of_shared = false, of_half = false;
   StageSource source;
 
   __device__ void open() {
     const Job job = jobs.at(next);
-    first = next < kTeams<kUp>;
     of_shared = job.slot < 0;
     of_half = job.half != kWhole;
     if (of_shared) {
@@ -156,15 +156,14 @@ struct Ahead {
     for (int i = 0; i < kStages && source.left > 0; ++i) fill();
     if (source.left > 0) prefetch_l2(source.codes[0], static_cast<uint32_t>(source.left * kBlockBytes<Product::kFp8>));
   }
-  // All of it, by all lanes of a warp together.
+  // All of it. In `down` one stage until the first job's row is there, whose loads would stand behind the others. (The second
+  // job's row comes after all of the first was asked for, so the wait is not a phase late.)
   __device__ void ask() {
-    while (true) {
-      if (source.left == 0 && next < jobs.count) open();
-      if (!__any_sync(~0u, source.left > 0)) return;
-      // In the first round, the phase before the first: it counts as ended. In `down` one stage is enough until the first job's row
-      // is there, whose loads would stand behind the others. (The second job's row comes when all of the first has been asked for.)
-      const bool may = kUp || !first || (stage == 0 && round == 0) || barrier_passed(staged, 0);
-      if (source.left > 0 && may && barrier_passed(empty + stage, round - 1)) fill();
+    for (bool first = true; source.left > 0 || next < jobs.count; first = false) {
+      if (source.left == 0) open();
+      barrier_wait(empty + stage, round - 1);  // in the first round the phase before the first, which counts as ended
+      fill();
+      if (!kUp && first && source.left > 0) barrier_wait(staged, 0);
     }
   }
 };
@@ -230,13 +229,13 @@ __global__ void __launch_bounds__(kThreads<kUp>, 1) one_kernel(const __grid_cons
   const Jobs<kUp> jobs(p, cut);
   if (warp >= kWarps) {
     fewer_registers<kAskRegisters<kUp>>();
-    const int mine = lane * kAskingWarps + warp - kWarps, its = min(mine, kTeams - 1);
+    const int its = warp - kWarps;
+    if (its >= kTeams || lane > 0) return;
     Ahead<P, kUp> ahead{.p = p, .jobs = jobs, .ring = dynamic + its * kStages * kStageBytes<kWide>, .full = full[its], .empty = empty[its],
-                        .staged = staged + its, .next = mine < kTeams ? mine : jobs.count, .source = {}};
+                        .staged = staged + its, .next = its, .source = {}};
     // `down` comes when all blocks of `up` have gone on from what chose the experts.
     if (kUp) {
       ahead.ask_early();
-      __syncwarp();
       previous_done();
     }
     ahead.ask();
