@@ -72,6 +72,7 @@ struct AttentionShape {
   float sharpness = 1.0f;  // spread of the scores
 };
 OpCase attention_case(const AttentionShape& s, uint64_t seed);
+OpCase attention_parts_case(const AttentionShape& s, uint64_t seed);
 OpCase ring_insert_case(const AttentionShape& s, uint64_t seed);
 // The indexer (layers with a topk) has `heads` heads of e values.
 OpCase attend_case(const AttentionShape& s, int64_t heads, int64_t e, uint64_t seed);

@@ -297,9 +297,8 @@ AttentionArgs attention_args(const Bound& b, const Step& step, const AttentionSh
   return a;
 }
 
-OpCase attention_case(const AttentionShape& s, uint64_t seed) {
-  OpCase c{.op = "attention"};
-  Rng rng(seed);
+// Adds all that attention reads, and o.
+AttentionArrays add_attention(OpCase& c, const AttentionShape& s, Rng& rng) {
   const CacheShape cache = add_batches(c, s.sequences, rng);
   AttentionArrays at{.ring_rows = s.window + kSpareRows, .per_page = s.ratio ? cache.span / s.ratio : 0};
   at.q = add_normal(c, rng, "q", DType::kBF16, {c.rows, s.H, s.d}, s.sharpness);
@@ -315,8 +314,31 @@ OpCase attention_case(const AttentionShape& s, uint64_t seed) {
     at.selected_count = add_ints(c, "selected_count", {c.rows}, counts);
   }
   c.cost = attention_cost(s, c.batches.front());
+  return at;
+}
+
+OpCase attention_case(const AttentionShape& s, uint64_t seed) {
+  OpCase c{.op = "attention"};
+  Rng rng(seed);
+  const AttentionArrays at = add_attention(c, s, rng);
   c.call = [=](OpContext& ctx, const Bound& b, const Step& step) {
     return ctx.ops.attention(ctx, attention_args(b, step, s, at));
+  };
+  return c;
+}
+
+OpCase attention_parts_case(const AttentionShape& s, uint64_t seed) {
+  OpCase c{.op = "attention_parts"};
+  Rng rng(seed);
+  const AttentionArrays at = add_attention(c, s, rng);
+  const size_t sums = add_array(c, "sums", DType::kF32, {c.rows, s.H, s.d}, Use::kOut);
+  const size_t top = add_array(c, "top", DType::kF32, {c.rows, s.H}, Use::kOut), lse = add_array(c, "lse", DType::kF32, {c.rows, s.H}, Use::kOut);
+  c.call = [=](OpContext& ctx, const Bound& b, const Step& step) {
+    const int64_t first = step.first * s.H;
+    return ctx.ops.attention_parts(ctx, {.attention = attention_args(b, step, s, at),
+                                         .sums = b.at<float>(sums) + first * s.d,
+                                         .top = b.at<float>(top) + first,
+                                         .lse = b.at<float>(lse) + first});
   };
   return c;
 }

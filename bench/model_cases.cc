@@ -133,6 +133,7 @@ std::vector<CaseSpec> model_cases(const ModelConfig& config, int64_t rows,
   add("attention", cat("SWA", at), [=](uint64_t s) { return attention_case(a, s); });
   add("attention", cat("CSA", at), [=](uint64_t s) { return attention_case(a_csa, s); });
   add("attention", cat("HCA", at), [=](uint64_t s) { return attention_case(a_hca, s); });
+  add("attention_parts", cat("parts of CSA", at), [=](uint64_t s) { return attention_parts_case(a_csa, s); });
   if (batch) {
     AttentionShape a_batch = a_csa;
     a_batch.sequences = each;

@@ -327,6 +327,23 @@ void add_moe_long_rows(Set& set) {
   }
 }
 
+// Rows of one chunk of keys and of many, one sequence and several.
+void add_attention_parts(Set& set) {
+  const std::pair<const char*, Sequences> batches[] = {
+      {"first token", {{0, 1}}}, {"decode", {{511, 1}, {3, 1}, {129, 1}}}, {"ragged", {{0, 17}, {130, 9}, {255, 1}, {62, 3}}}};
+  for (const auto& [what, seqs] : batches) {
+    for (const AttentionShape& a :
+         {AttentionShape{.sequences = seqs, .window = 32},
+          AttentionShape{.sequences = seqs, .H = 6, .d = 192, .window = 32, .ratio = 128},
+          AttentionShape{.sequences = seqs, .H = 3, .d = 64, .window = 128, .ratio = 4, .topk = 130, .sharpness = 4.0f},
+          AttentionShape{.sequences = seqs, .H = 2, .d = 256, .window = 128, .ratio = 4},
+          AttentionShape{.sequences = seqs, .H = 17, .d = 512, .window = 128, .ratio = 4, .topk = 24}}) {
+      set.add("attention_parts", cat(what, " H=", a.H, " d=", a.d, " W=", a.window, " m=", a.ratio, " topk=", a.topk),
+              [=](uint64_t s) { return attention_parts_case(a, s); });
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<CaseSpec> parity_cases() {
@@ -341,6 +358,7 @@ std::vector<CaseSpec> parity_cases() {
   add_wide_stack(set);
   add_moe_one_row(set);
   add_moe_long_rows(set);
+  add_attention_parts(set);
   return std::move(set.specs);
 }
 
@@ -397,6 +415,11 @@ std::vector<CaseSpec> large_cases() {
     const std::vector<LinearShape> queries = {part(32800), part(2100)};
     set.add("linear_stack", cat("norm, 32800 and 2100 rows T=", T),
             [=](uint64_t s) { return linear_stack_case(queries, true, s); });
+  }
+  for (const AttentionShape& a : {AttentionShape{.sequences = many, .H = 64, .d = 512, .window = 128, .ratio = 4, .topk = 130},
+                                  AttentionShape{.sequences = many, .H = 128, .d = 512, .window = 128, .ratio = 128}}) {
+    set.add("attention_parts", cat("33 rows H=", a.H, " W=", a.window, " m=", a.ratio, " topk=", a.topk),
+            [=](uint64_t s) { return attention_parts_case(a, s); });
   }
   return std::move(set.specs);
 }

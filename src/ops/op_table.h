@@ -45,6 +45,7 @@ struct Op {
   X(compress, CompressArgs, leaf)           \
   X(index_select, IndexSelectArgs, leaf)    \
   X(attention, AttentionArgs, leaf)         \
+  X(attention_parts, AttentionPartsArgs, leaf) \
   X(ring_insert, RingInsertArgs, leaf)      \
   X(attend, AttendArgs, fused)              \
   X(router, RouterArgs, leaf)               \

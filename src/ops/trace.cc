@@ -137,6 +137,9 @@ Result<Work> work_of(OpContext& ctx, const AttentionArgs& a) {
 }
 
 template <>
+Result<Work> work_of(OpContext& ctx, const AttentionPartsArgs& a) { return work_of(ctx, a.attention); }
+
+template <>
 Result<Work> work_of(OpContext& ctx, const AttendArgs& a) {
   DSV4_ASSIGN(Work sum, work_of(ctx, a.attention));
   if (a.attention.selected) {

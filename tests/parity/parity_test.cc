@@ -2,11 +2,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <set>
 
+#include "bench/cases.h"
 #include "bench/op_cases.h"
 #include "compare.h"
 #include "machine.h"
@@ -159,6 +161,44 @@ TEST_P(Parity, FusedEntriesAreTheirLeaves) {
     Outputs magnitude;
     if (needs_magnitude(c)) magnitude = std::move(reference_.run(c.absolute())).value();
     EXPECT_EQ(judge(c, *composed, *found, magnitude.empty() ? nullptr : &magnitude, sums_of(GetParam())), "");
+  }
+}
+
+// The keys of row t in two halves, the older one by a query that stands where it ends: joined as AttentionPartsArgs says, they are
+// the row's attention over all of them.
+TEST_P(Parity, PartsOfAttentionJoin) {
+  constexpr int64_t kRows = 150, kHalf = 64;
+  const bench::AttentionShape shape{.sequences = {{0, kRows}}, .H = 3, .window = 2 * kHalf};
+  const int64_t of_row = shape.H * shape.d;
+  bench::AttentionShape half = shape;
+  half.window = kHalf;
+  const OpCase whole = bench::attention_case(shape, 5), newer = bench::attention_parts_case(half, 5);
+  OpCase older = bench::attention_parts_case(half, 5);
+  const auto named = [](auto& c, const char* name) {
+    return std::find_if(c.arrays.begin(), c.arrays.end(), [&](const HostArray& a) { return a.name == name; });
+  };
+  bf16* const q = named(older, "q")->as<bf16>();
+  std::copy(q + kHalf * of_row, q + kRows * of_row, q);
+  auto expected = machine_.run(whole), of_newer = machine_.run(newer), of_older = machine_.run(older);
+  ASSERT_TRUE(expected.ok() && of_newer.ok() && of_older.ok());
+  const HostArray& o = array(*expected, "o");
+  const float* const sink = named(whole, "sink")->as<float>();
+  const auto part = [&](const Outputs& of, const char* name, int64_t i) { return static_cast<double>(array(of, name).as<float>()[i]); };
+  for (int64_t t = kHalf; t < kRows; ++t) {
+    for (int64_t h = 0; h < shape.H; ++h) {
+      const int64_t at[2] = {t * shape.H + h, (t - kHalf) * shape.H + h};
+      const double tops[2] = {part(*of_newer, "top", at[0]), part(*of_older, "top", at[1])}, m = std::max(tops[0], tops[1]);
+      const double all = std::exp(static_cast<double>(sink[h]) - m) + std::exp(part(*of_newer, "lse", at[0]) - m) +
+                         std::exp(part(*of_older, "lse", at[1]) - m);
+      double most = 0.0;
+      for (int64_t i = 0; i < shape.d; ++i) most = std::max(most, std::fabs(static_cast<double>(to_float(o.as<bf16>()[at[0] * shape.d + i]))));
+      for (int64_t i = 0; i < shape.d; ++i) {
+        const double joined = (std::exp(tops[0] - m) * part(*of_newer, "sums", at[0] * shape.d + i) +
+                               std::exp(tops[1] - m) * part(*of_older, "sums", at[1] * shape.d + i)) / all;
+        // Weights are BF16 relative to other maxima, o is BF16: as the rule for attention.
+        ASSERT_NEAR(joined, static_cast<double>(to_float(o.as<bf16>()[at[0] * shape.d + i])), most * 0x1p-7) << "row " << t << " head " << h;
+      }
+    }
   }
 }
 

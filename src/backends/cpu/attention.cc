@@ -30,8 +30,7 @@ struct Scratch {
   float* q;            // [d, H16]
   float* s;            // [n, H16]: scores, then numerators
   float* sink;         // [H16]
-  float* denominator;  // [H16]
-  float* o;            // [H16, 64]
+  Softmax16 softmax;   // [H16] each
 };
 
 struct Shape {
@@ -91,8 +90,8 @@ struct KeyRows {
 // The stages of one row; each takes a range of independent items.
 class RowAttention {
  public:
-  RowAttention(const AttentionKernels& kernels, const AttentionArgs& a, int64_t t, const Scratch& s)
-      : k_(kernels), a_(a), shape_(a), rows_(a, t), s_(s) {}
+  RowAttention(const AttentionKernels& kernels, const AttentionArgs& a, const AttentionPartsArgs* parts, int64_t t, const Scratch& s)
+      : k_(kernels), a_(a), parts_(parts), shape_(a), rows_(a, t), s_(s) {}
 
   int64_t gather_items() const { return ceil_div(rows_.size(), kKeyBlock); }
   int64_t head_items() const { return shape_.H16 / 16; }
@@ -127,8 +126,15 @@ class RowAttention {
   }
   void softmax(int64_t item) const {
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape_.d)));
-    k_.softmax16(s_.s + item * 16, shape_.H16, rows_.size(), scale, s_.sink + item * 16,
-                 s_.denominator + item * 16);
+    const int64_t head = item * 16;
+    const Softmax16 to{.top = s_.softmax.top + head, .sum = s_.softmax.sum + head, .denominator = s_.softmax.denominator + head};
+    k_.softmax16(s_.s + head, shape_.H16, rows_.size(), scale, s_.sink + head, to);
+    if (!parts_) return;
+    for (int64_t h = 0; h < std::min<int64_t>(16, shape_.H - head); ++h) {
+      const int64_t at = rows_.t * shape_.H + head + h;
+      parts_->top[at] = to.top[h];
+      parts_->lse[at] = to.top[h] + std::log(to.sum[h]);
+    }
   }
   // 16 heads x 64 columns of the output; `o` is the worker's.
   void output(int64_t item, float* o) const {
@@ -137,14 +143,16 @@ class RowAttention {
     const int64_t n = std::min<int64_t>(16, shape_.H - heads), valid = std::min(columns, shape_.d - column);
     k_.weighted_sum(s_.s + heads, shape_.H16, s_.keys + column, shape_.key_stride, rows_.size(), n, columns, o);
     for (int64_t h = 0; h < n; ++h) {
-      k_.divide_round(o + h * columns, s_.denominator[heads + h], valid,
-                      a_.o + (rows_.t * shape_.H + heads + h) * shape_.d + column);
+      const int64_t at = (rows_.t * shape_.H + heads + h) * shape_.d + column;
+      k_.divide_round(o + h * columns, s_.softmax.denominator[heads + h], valid, a_.o + at);
+      if (parts_) std::copy_n(o + h * columns, valid, parts_->sums + at);
     }
   }
 
  private:
   const AttentionKernels& k_;
   const AttentionArgs& a_;
+  const AttentionPartsArgs* parts_;
   Shape shape_;
   KeyRows rows_;
   Scratch s_;
@@ -159,6 +167,66 @@ void share(int64_t n, const ThreadPool& pool, int worker, const F& f) {
 template <class F>
 void all(int64_t n, const F& f) {
   for (int64_t i = 0; i < n; ++i) f(i);
+}
+
+// `parts`: also those of AttentionPartsArgs.
+Status attention_rows(OpContext& ctx, const AttentionArgs& a, const AttentionPartsArgs* parts) {
+  const char* const op = parts ? "attention_parts" : "attention";
+  DSV4_TRY(check_kv_row(op, a.ring.format, a.d, a.r));
+  DSV4_TRY(check_kv_row(op, a.entries.format, a.d, a.r));
+  if (a.batch.rows == 0) return {};
+  Core& c = core(ctx);
+  const int threads = c.pool.threads();
+  const Shape shape(a);
+  int64_t most = 0;
+  for (int64_t t = 0; t < a.batch.rows; ++t) most = std::max(most, KeyRows(a, t).size());
+  // Many rows: each worker takes rows of its own. Few: all work on one row at a time.
+  const bool together = a.batch.rows < 2 * threads;
+  const int64_t copies = together ? 1 : threads;
+  const int64_t o_floats = 16 * kColumnBlock;
+
+  Workspace::Scope scope(ctx.workspace);
+  DSV4_ASSIGN(float* keys, scope.take<float>(copies * most * shape.key_stride));
+  DSV4_ASSIGN(float* q, scope.take<float>(copies * shape.d * shape.H16));
+  DSV4_ASSIGN(float* s, scope.take<float>(copies * most * shape.H16));
+  DSV4_ASSIGN(float* heads, scope.take<float>(copies * 4 * shape.H16));
+  DSV4_ASSIGN(float* o, scope.take<float>(threads * o_floats));
+  auto scratch = [&](int64_t copy) {
+    float* const of_heads = heads + copy * 4 * shape.H16;
+    return Scratch{.keys = keys + copy * most * shape.key_stride,
+                   .q = q + copy * shape.d * shape.H16,
+                   .s = s + copy * most * shape.H16,
+                   .sink = of_heads,
+                   .softmax = {.top = of_heads + shape.H16, .sum = of_heads + 2 * shape.H16, .denominator = of_heads + 3 * shape.H16}};
+  };
+
+  if (together) {
+    for (int64_t t = 0; t < a.batch.rows; ++t) {
+      const RowAttention row(c.kernels.attention, a, parts, t, scratch(0));
+      c.pool.run([&](int worker) {
+        share(row.gather_items(), c.pool, worker, [&](int64_t i) { row.gather(i); });
+        share(row.head_items(), c.pool, worker, [&](int64_t i) { row.transpose(i); });
+      });
+      c.pool.run([&](int worker) { share(row.gather_items(), c.pool, worker, [&](int64_t i) { row.score(i); }); });
+      c.pool.run([&](int worker) { share(row.head_items(), c.pool, worker, [&](int64_t i) { row.softmax(i); }); });
+      c.pool.run([&](int worker) {
+        share(row.output_items(), c.pool, worker, [&](int64_t i) { row.output(i, o + worker * o_floats); });
+      });
+    }
+    return {};
+  }
+  c.pool.run([&](int worker) {
+    // Rows in turn: later rows of a prompt attend to more entries.
+    for (int64_t t = worker; t < a.batch.rows; t += threads) {
+      const RowAttention row(c.kernels.attention, a, parts, t, scratch(worker));
+      all(row.gather_items(), [&](int64_t i) { row.gather(i); });
+      all(row.head_items(), [&](int64_t i) { row.transpose(i); });
+      all(row.gather_items(), [&](int64_t i) { row.score(i); });
+      all(row.head_items(), [&](int64_t i) { row.softmax(i); });
+      all(row.output_items(), [&](int64_t i) { row.output(i, o + worker * o_floats); });
+    }
+  });
+  return {};
 }
 
 }  // namespace
@@ -205,62 +273,7 @@ Status qkv(OpContext& ctx, const QkvArgs& a) {
   return {};
 }
 
-Status attention(OpContext& ctx, const AttentionArgs& a) {
-  DSV4_TRY(check_kv_row("attention", a.ring.format, a.d, a.r));
-  DSV4_TRY(check_kv_row("attention", a.entries.format, a.d, a.r));
-  if (a.batch.rows == 0) return {};
-  Core& c = core(ctx);
-  const int threads = c.pool.threads();
-  const Shape shape(a);
-  int64_t most = 0;
-  for (int64_t t = 0; t < a.batch.rows; ++t) most = std::max(most, KeyRows(a, t).size());
-  // Many rows: each worker takes rows of its own. Few: all work on one row at a time.
-  const bool together = a.batch.rows < 2 * threads;
-  const int64_t copies = together ? 1 : threads;
-  const int64_t o_floats = 16 * kColumnBlock;
-
-  Workspace::Scope scope(ctx.workspace);
-  DSV4_ASSIGN(float* keys, scope.take<float>(copies * most * shape.key_stride));
-  DSV4_ASSIGN(float* q, scope.take<float>(copies * shape.d * shape.H16));
-  DSV4_ASSIGN(float* s, scope.take<float>(copies * most * shape.H16));
-  DSV4_ASSIGN(float* heads, scope.take<float>(copies * 2 * shape.H16));
-  DSV4_ASSIGN(float* o, scope.take<float>(threads * o_floats));
-  auto scratch = [&](int64_t copy) {
-    return Scratch{.keys = keys + copy * most * shape.key_stride,
-                   .q = q + copy * shape.d * shape.H16,
-                   .s = s + copy * most * shape.H16,
-                   .sink = heads + copy * 2 * shape.H16,
-                   .denominator = heads + (copy * 2 + 1) * shape.H16,
-                   .o = nullptr};
-  };
-
-  if (together) {
-    for (int64_t t = 0; t < a.batch.rows; ++t) {
-      const RowAttention row(c.kernels.attention, a, t, scratch(0));
-      c.pool.run([&](int worker) {
-        share(row.gather_items(), c.pool, worker, [&](int64_t i) { row.gather(i); });
-        share(row.head_items(), c.pool, worker, [&](int64_t i) { row.transpose(i); });
-      });
-      c.pool.run([&](int worker) { share(row.gather_items(), c.pool, worker, [&](int64_t i) { row.score(i); }); });
-      c.pool.run([&](int worker) { share(row.head_items(), c.pool, worker, [&](int64_t i) { row.softmax(i); }); });
-      c.pool.run([&](int worker) {
-        share(row.output_items(), c.pool, worker, [&](int64_t i) { row.output(i, o + worker * o_floats); });
-      });
-    }
-    return {};
-  }
-  c.pool.run([&](int worker) {
-    // Rows in turn: later rows of a prompt attend to more entries.
-    for (int64_t t = worker; t < a.batch.rows; t += threads) {
-      const RowAttention row(c.kernels.attention, a, t, scratch(worker));
-      all(row.gather_items(), [&](int64_t i) { row.gather(i); });
-      all(row.head_items(), [&](int64_t i) { row.transpose(i); });
-      all(row.gather_items(), [&](int64_t i) { row.score(i); });
-      all(row.head_items(), [&](int64_t i) { row.softmax(i); });
-      all(row.output_items(), [&](int64_t i) { row.output(i, o + worker * o_floats); });
-    }
-  });
-  return {};
-}
+Status attention(OpContext& ctx, const AttentionArgs& a) { return attention_rows(ctx, a, nullptr); }
+Status attention_parts(OpContext& ctx, const AttentionPartsArgs& a) { return attention_rows(ctx, a.attention, &a); }
 
 }  // namespace dsv4::cpu

@@ -138,7 +138,7 @@ void scores(const float* q, int64_t heads, const float* keys, int64_t key_stride
   }
 }
 
-void softmax16(float* s, int64_t stride, int64_t n, float scale, const float* sink, float* denominator) {
+void softmax16(float* s, int64_t stride, int64_t n, float scale, const float* sink, const Softmax16& to) {
   const DF df;
   const VF scale_v = hn::Set(df, scale);
   for (size_t p = 0; p < kParts; ++p) {
@@ -149,7 +149,7 @@ void softmax16(float* s, int64_t stride, int64_t n, float scale, const float* si
       hn::StoreU(v, df, column + j * stride);
       top = hn::Max(top, v);
     }
-    VF total = hn::Exp(df, hn::Sub(hn::LoadU(df, sink + p * kLanes), top));
+    VF total = hn::Exp(df, hn::Sub(hn::LoadU(df, sink + p * kLanes), top)), of_keys = hn::Zero(df);
     for (int64_t j = 0; j < n;) {
       VF sum = hn::Zero(df);
       for (const int64_t end = std::min(n, j + kChain); j < end; ++j) {
@@ -158,8 +158,11 @@ void softmax16(float* s, int64_t stride, int64_t n, float scale, const float* si
         hn::StoreU(rounded_bf16(e), df, column + j * stride);
       }
       total = hn::Add(total, sum);
+      of_keys = hn::Add(of_keys, sum);
     }
-    hn::StoreU(total, df, denominator + p * kLanes);
+    hn::StoreU(top, df, to.top + p * kLanes);
+    hn::StoreU(of_keys, df, to.sum + p * kLanes);
+    hn::StoreU(total, df, to.denominator + p * kLanes);
   }
 }
 

@@ -35,6 +35,7 @@ OpTable make_table(const OpTable& reference) {
   t.compress = {compress, kName};
   t.index_select = {index_select, kName};
   t.attention = {attention, kName};
+  t.attention_parts = {attention_parts, kName};
   t.router = {router, kName};
   t.moe = {moe, kName};
   return t;

@@ -104,6 +104,11 @@ struct PoolRow {
   const float *c, *s, *ape;
 };
 
+// Of 16 columns of scores each: M = the highest, sum = sum of e^(s - M), denominator = that and e^(sink - M).
+struct Softmax16 {
+  float *top, *sum, *denominator;
+};
+
 // Widths called heads or columns are multiples of 16.
 struct AttentionKernels {
   void (*widen)(const bf16* x, int64_t n, float* out);
@@ -111,8 +116,8 @@ struct AttentionKernels {
   // s[j][h] = sum_k keys[j][k] q[k][h]; q [d, heads], keys [n, key_stride]
   void (*scores)(const float* q, int64_t heads, const float* keys, int64_t key_stride, int64_t n, int64_t d,
                  float* s);
-  // 16 columns of s [n, stride]: s = BF16(e^(s*scale - M)); denominator[16] = sum of e^.. + e^(sink - M).
-  void (*softmax16)(float* s, int64_t stride, int64_t n, float scale, const float* sink, float* denominator);
+  // 16 columns of s [n, stride], multiplied by scale: s = BF16(e^(s*scale - M)).
+  void (*softmax16)(float* s, int64_t stride, int64_t n, float scale, const float* sink, const Softmax16& to);
   // out[h][c] = sum_j p[j][h] keys[j][c]
   void (*weighted_sum)(const float* p, int64_t p_stride, const float* keys, int64_t key_stride, int64_t n,
                        int64_t heads, int64_t columns, float* out);

@@ -35,39 +35,11 @@ void load_cached(const AttentionArgs& a, const char* from, KvFormat format, bf16
   load_row(row, a.d, out);
 }
 
-}  // namespace
-
-Status rope(OpContext& ctx, const RopeArgs& a) {
-  (void)ctx;
-  for (int64_t t = 0; t < a.T; ++t) {
-    for (int64_t h = 0; h < a.H; ++h) {
-      rotate(a.x + (t * a.H + h + 1) * a.d - a.rope.r, a.rope, a.positions[t], a.inverse);
-    }
-  }
-  return {};
-}
-
-Status qkv(OpContext& ctx, const QkvArgs& a) {
-  for (int64_t t = 0; t < a.T; ++t) {
-    for (int64_t h = 0; h < a.H; ++h) head_norm(a.q + (t * a.H + h) * a.d, a.d, a.eps);
-  }
-  DSV4_TRY(rope(ctx, {.x = a.q, .positions = a.positions, .rope = a.rope, .T = a.T, .H = a.H,
-                      .d = a.d, .inverse = false}));
-  DSV4_TRY(rms_norm(ctx, {.x = a.kv, .w = a.kv_norm, .y = a.kv, .T = a.T, .N = a.d, .eps = a.eps}));
-  DSV4_TRY(rope(ctx, {.x = a.kv, .positions = a.positions, .rope = a.rope, .T = a.T, .H = 1,
-                      .d = a.d, .inverse = false}));
-  const int64_t rounded = a.d - a.rope.r;
-  for (int64_t t = 0; t < a.T; ++t) {
-    for (int64_t i = 0; i < rounded; i += kKv8Group) {
-      kv8_round(a.kv + t * a.d + i, static_cast<int>(std::min<int64_t>(kKv8Group, rounded - i)));
-    }
-  }
-  return {};
-}
-
-Status attention(OpContext& ctx, const AttentionArgs& a) {
-  DSV4_TRY(check_kv_row("attention", a.ring.format, a.d, a.r));
-  DSV4_TRY(check_kv_row("attention", a.entries.format, a.d, a.r));
+// `parts`: also those of AttentionPartsArgs.
+Status attention_rows(OpContext& ctx, const AttentionArgs& a, const AttentionPartsArgs* parts) {
+  const char* const op = parts ? "attention_parts" : "attention";
+  DSV4_TRY(check_kv_row(op, a.ring.format, a.d, a.r));
+  DSV4_TRY(check_kv_row(op, a.entries.format, a.d, a.r));
   const BatchView& b = a.batch;
   const bool compressed = a.entries.data != nullptr;
   Workspace::Scope scratch(ctx.workspace);
@@ -120,20 +92,59 @@ Status attention(OpContext& ctx, const AttentionArgs& a) {
         top = std::max(top, p[j]);
       }
       // The sink enters the denominator only; numerators are BF16 for the product with V.
-      double denominator = std::exp(a.sink[h] - top);
+      double sum = 0.0, denominator = std::exp(a.sink[h] - top);
       std::fill(o, o + a.d, 0.0);
       for (int64_t j = 0; j < n; ++j) {
         const float e = std::exp(p[j] - top);
+        sum += static_cast<double>(e);
         denominator += static_cast<double>(e);
         const double numerator = static_cast<double>(round_bf16(e));
         for (int64_t i = 0; i < a.d; ++i) o[i] += numerator * static_cast<double>(keys[j * a.d + i]);
       }
       bf16* out = a.o + (t * a.H + h) * a.d;
       for (int64_t i = 0; i < a.d; ++i) out[i] = to_bf16(static_cast<float>(o[i] / denominator));
+      if (!parts) continue;
+      const int64_t at = t * a.H + h;
+      parts->top[at] = top;
+      parts->lse[at] = static_cast<float>(top + std::log(sum));
+      for (int64_t i = 0; i < a.d; ++i) parts->sums[at * a.d + i] = static_cast<float>(o[i]);
     }
   }
   return {};
 }
+
+}  // namespace
+
+Status rope(OpContext& ctx, const RopeArgs& a) {
+  (void)ctx;
+  for (int64_t t = 0; t < a.T; ++t) {
+    for (int64_t h = 0; h < a.H; ++h) {
+      rotate(a.x + (t * a.H + h + 1) * a.d - a.rope.r, a.rope, a.positions[t], a.inverse);
+    }
+  }
+  return {};
+}
+
+Status qkv(OpContext& ctx, const QkvArgs& a) {
+  for (int64_t t = 0; t < a.T; ++t) {
+    for (int64_t h = 0; h < a.H; ++h) head_norm(a.q + (t * a.H + h) * a.d, a.d, a.eps);
+  }
+  DSV4_TRY(rope(ctx, {.x = a.q, .positions = a.positions, .rope = a.rope, .T = a.T, .H = a.H,
+                      .d = a.d, .inverse = false}));
+  DSV4_TRY(rms_norm(ctx, {.x = a.kv, .w = a.kv_norm, .y = a.kv, .T = a.T, .N = a.d, .eps = a.eps}));
+  DSV4_TRY(rope(ctx, {.x = a.kv, .positions = a.positions, .rope = a.rope, .T = a.T, .H = 1,
+                      .d = a.d, .inverse = false}));
+  const int64_t rounded = a.d - a.rope.r;
+  for (int64_t t = 0; t < a.T; ++t) {
+    for (int64_t i = 0; i < rounded; i += kKv8Group) {
+      kv8_round(a.kv + t * a.d + i, static_cast<int>(std::min<int64_t>(kKv8Group, rounded - i)));
+    }
+  }
+  return {};
+}
+
+Status attention(OpContext& ctx, const AttentionArgs& a) { return attention_rows(ctx, a, nullptr); }
+Status attention_parts(OpContext& ctx, const AttentionPartsArgs& a) { return attention_rows(ctx, a.attention, &a); }
 
 Status ring_insert(OpContext& ctx, const RingInsertArgs& a) {
   (void)ctx;

@@ -20,6 +20,7 @@ Status qkv(OpContext& ctx, const QkvArgs& a);
 Status compress(OpContext& ctx, const CompressArgs& a);
 Status index_select(OpContext& ctx, const IndexSelectArgs& a);
 Status attention(OpContext& ctx, const AttentionArgs& a);
+Status attention_parts(OpContext& ctx, const AttentionPartsArgs& a);
 Status ring_insert(OpContext& ctx, const RingInsertArgs& a);
 
 Status router(OpContext& ctx, const RouterArgs& a);

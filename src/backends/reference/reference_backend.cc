@@ -42,6 +42,7 @@ OpTable make_table() {
   t.compress = {compress, kName};
   t.index_select = {index_select, kName};
   t.attention = {attention, kName};
+  t.attention_parts = {attention_parts, kName};
   t.ring_insert = {ring_insert, kName};
   t.router = {router, kName};
   t.moe = {moe, kName};

@@ -83,6 +83,17 @@ struct AttentionArgs {
   int64_t r;  // RoPE dims, for rows stored as kFp8Rope
 };
 
+// Attention, and what joins a row's keys with others of the same query that somebody else has: another device, a prefix that many
+// share. Over the scores s_i = q k_i d^-1/2 of the row's keys, without the sink:
+//   top = max_i s_i,  sums = sum_i BF16(exp(s_i - top)) v_i,  lse = log sum_i exp(s_i).
+// Parts j of all keys make o = sum_j e^(top_j - m) sums_j / (e^(sink - m) + sum_j e^(lse_j - m)), m = max_j top_j.
+struct AttentionPartsArgs {
+  AttentionArgs attention;
+  float* sums;  // [T, H, d] not normalised
+  float* top;   // [T, H]
+  float* lse;   // [T, H]
+};
+
 // After attention: the batch's rows enter the ring (the last ring.rows of each sequence).
 struct RingInsertArgs {
   BatchView batch;

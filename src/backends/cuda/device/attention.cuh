@@ -95,6 +95,8 @@ class Chunks {
   // After raise(): the chunk's sum.
   __device__ void add(const float2& f, float sum) { sum_ = __fmaf_rn(sum, f.y, sum_ * f.x); }
   __device__ float inverse(float sink) const { return 1.0f / (sum_ + power_of_two(sink * kLog2E - top_)); }
+  __device__ float top() const { return top_; }
+  __device__ float sum() const { return sum_; }
 
  private:
   float top_ = -INFINITY, sum_ = 0.0f;
@@ -110,8 +112,8 @@ __device__ inline void add_chunk(const float2& f, const float4& v, float4& total
   add_chunk(f, v.z, total.z);
   add_chunk(f, v.w, total.w);
 }
-// Maxima and sums of all chunks become factors; the inverse of the sum comes back.
-__device__ inline float chunk_factors(int chunks, float sink, float2* stats, int stride) {
+// Maxima and sums of all chunks become factors.
+__device__ inline Chunks join_chunks(int chunks, float2* stats, int stride) {
   Chunks all;
 #pragma unroll 1
   for (int i = 0; i < chunks; ++i) {
@@ -120,7 +122,11 @@ __device__ inline float chunk_factors(int chunks, float sink, float2* stats, int
     s = all.raise(s.x);
     all.add(s, sum);
   }
-  return all.inverse(sink);
+  return all;
+}
+// The inverse of the sum comes back.
+__device__ inline float chunk_factors(int chunks, float sink, float2* stats, int stride) {
+  return join_chunks(chunks, stats, stride).inverse(sink);
 }
 
 // Columns of the result from `col`, which is even, rotated back where RoPE has them.
@@ -181,7 +187,8 @@ __device__ inline void widen_keys(bf16* keys, const uint2* scales, const bool* p
   });
 }
 
-template <int HM, int D, bool kFp8>
+// kParts: chunks always leave partial sums.
+template <int HM, int D, bool kFp8, bool kParts = false>
 __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const __grid_constant__ AttentionParams p) {
   constexpr int kRow = D + 8;          // of Q and K, elements: rows meet different banks
   constexpr int kPRow = kChunk + 8;
@@ -314,7 +321,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   }
   const int g = lane / 4, c = lane % 4, sharers = chunks == 1 ? 1 : p.max_chunks;
   const bool other = chunk < kTogether && chunks > 1;  // the first chunks exchange their maxima
-  const bool here = chunks == 1 || p.cluster;          // the chunks join in this kernel
+  const bool here = !kParts && (chunks == 1 || p.cluster);  // the chunks join in this kernel
   if (here && threadIdx.x == 0) {
     expect_bytes(stats_here, static_cast<uint32_t>(chunks) * HM * sizeof(float2));
     expect_bytes(values_here, static_cast<uint32_t>((chunks == 1 ? kUnits<HM, D> : own_units) * chunks) * kUnitBytes);
@@ -519,6 +526,39 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const __grid_c
     }
     *reinterpret_cast<uint2*>(a.o + (t * H + h) * d + col) = {result_pair(p, col, {sum.x, sum.y}, inverse, turns),
                                                             result_pair(p, col + 2, {sum.z, sum.w}, inverse, turns)};
+  }
+}
+
+// The same with what joins a row's keys with others (AttentionPartsArgs). Rows of one chunk, too.
+__global__ void __launch_bounds__(kCombineThreads) combine_parts_kernel(const __grid_constant__ AttentionParams p, float* sums, float* tops, float* lse) {
+  extern __shared__ float2 stats[];  // [max_chunks]
+  __shared__ float inverse, lower;   // 2^(what the sums are relative to - the highest score)
+  const AttentionArgs& a = p.a;
+  const int64_t t = p.first_row + blockIdx.y;
+  const int h = blockIdx.x, position = a.batch.positions[t], H = static_cast<int>(a.H), d = static_cast<int>(a.d);
+  wait_for_previous();
+  const int chunks = (window_keys(a, position) + entry_keys(a, t, position) + kChunk - 1) / kChunk;
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * p.max_chunks, head = t * H + h;
+  for (int i = threadIdx.x; i < chunks; i += kCombineThreads) stats[i] = p.stats[(first + i) * H + h];
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    float top = stats[0].x;
+    for (int i = 1; i < chunks; ++i) top = fmaxf(top, stats[i].x);
+    const Chunks all = join_chunks(chunks, stats, 1);
+    inverse = all.inverse(a.sink[h]);
+    lower = power_of_two(all.top() - top);
+    tops[head] = top / kLog2E;
+    lse[head] = (all.top() + log2f(all.sum())) / kLog2E;
+  }
+  __syncthreads();
+  for (int col = threadIdx.x * 4; col < d; col += kCombineThreads * 4) {
+    float4 sum = {0, 0, 0, 0};
+    for (int i = 0; i < chunks; ++i) {
+      add_chunk(stats[i], *reinterpret_cast<const float4*>(p.partial + ((first + i) * H + h) * d + col), sum);
+    }
+    *reinterpret_cast<uint2*>(a.o + head * d + col) = {result_pair(p, col, {sum.x, sum.y}, inverse, nullptr),
+                                                     result_pair(p, col + 2, {sum.z, sum.w}, inverse, nullptr)};
+    *reinterpret_cast<float4*>(sums + head * d + col) = {sum.x * lower, sum.y * lower, sum.z * lower, sum.w * lower};
   }
 }
 
