@@ -105,28 +105,23 @@ constexpr size_t kHugePage = size_t{2} << 20;
 __attribute__((target("avx512f,avx512bf16"))) double dot_bf16_avx512(int64_t rounds, float* sink) {
   // 0.5 and 2^-7, twice each.
   const __m512i half = _mm512_set1_epi32(0x3f003f00), small = _mm512_set1_epi32(0x3c003c00);
-  __m512 c0 = _mm512_set1_ps(1.0f), c1 = _mm512_set1_ps(2.0f), c2 = _mm512_set1_ps(3.0f), c3 = _mm512_set1_ps(4.0f);
-  __m512 c4 = _mm512_set1_ps(5.0f), c5 = _mm512_set1_ps(6.0f), c6 = _mm512_set1_ps(7.0f), c7 = _mm512_set1_ps(8.0f);
-  __m512 c8 = _mm512_set1_ps(9.0f), c9 = _mm512_set1_ps(1.5f), c10 = _mm512_set1_ps(2.5f), c11 = _mm512_set1_ps(3.5f);
+  // Zen 5 starts two of them a cycle that take six: twelve chains would not keep it busy.
+  constexpr int kChains = 24;
+  __m512 c[kChains];
+  for (int i = 0; i < kChains; ++i) c[i] = _mm512_set1_ps(1.0f + 0.5f * static_cast<float>(i));
   const __m512bh a = (__m512bh)half, b = (__m512bh)small;
   for (int64_t i = 0; i < rounds; ++i) {
-    c0 = _mm512_dpbf16_ps(c0, a, b);
-    c1 = _mm512_dpbf16_ps(c1, a, b);
-    c2 = _mm512_dpbf16_ps(c2, a, b);
-    c3 = _mm512_dpbf16_ps(c3, a, b);
-    c4 = _mm512_dpbf16_ps(c4, a, b);
-    c5 = _mm512_dpbf16_ps(c5, a, b);
-    c6 = _mm512_dpbf16_ps(c6, a, b);
-    c7 = _mm512_dpbf16_ps(c7, a, b);
-    c8 = _mm512_dpbf16_ps(c8, a, b);
-    c9 = _mm512_dpbf16_ps(c9, a, b);
-    c10 = _mm512_dpbf16_ps(c10, a, b);
-    c11 = _mm512_dpbf16_ps(c11, a, b);
+#if defined(__clang__)
+#pragma clang loop unroll(full)
+#else
+#pragma GCC unroll 24
+#endif
+    for (int j = 0; j < kChains; ++j) c[j] = _mm512_dpbf16_ps(c[j], a, b);
   }
-  const __m512 low = _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(c0, c1), _mm512_add_ps(c2, c3)), _mm512_add_ps(c4, c5));
-  const __m512 high = _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(c6, c7), _mm512_add_ps(c8, c9)), _mm512_add_ps(c10, c11));
-  *sink = _mm512_cvtss_f32(_mm512_add_ps(low, high));
-  return 12.0 * 2 * 32 * static_cast<double>(rounds);
+  __m512 sum = c[0];
+  for (int i = 1; i < kChains; ++i) sum = _mm512_add_ps(sum, c[i]);
+  *sink = _mm512_cvtss_f32(sum);
+  return kChains * 2.0 * 32.0 * static_cast<double>(rounds);
 }
 
 double dot_bf16(int64_t rounds, float* sink) {
