@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "backends/cpu/decode-inl.h"
 #include "backends/cpu/kernels.h"
@@ -25,7 +26,6 @@ HWY_INLINE void prefetch(const uint8_t* p, int64_t bytes) {
 }
 
 constexpr int64_t kUnitStep = 2 * kTileRows, kPackedUnits = kTileK / kUnitValues;
-constexpr int64_t kBlockPacked = kBlockUnits / kPackedUnits;  // packed blocks that are multiplied at once
 
 // One packed block of a tile as units in the order of its lines, [pair of groups][unit][group of the pair][32 rows],
 // and its scales [groups][32 rows] unless they are folded in.
@@ -63,22 +63,28 @@ HWY_INLINE void decode(const uint8_t* block, float global_scale, float* units, f
   }
 }
 
-// Registers: kR x kC sums, kC weights, one broadcast; and where there are 32, kR x kC totals that stay for a block.
-constexpr size_t kRows = static_cast<size_t>(kPanelRows), kCols = 2;
+// Registers: kAtOnce groups of K side by side, each kR x kC sums and kC weights; one broadcast; and where there are 32, kR x kC
+// totals that stay for a block. Zen 5 starts two products of pairs a cycle that take six, so twelve sums are too few.
 constexpr bool kTotalsStay = kLanes == 16;
+constexpr size_t kAtOnce = kTotalsStay && kUnitValues == 2 ? 2 : 1, kRows = kAtOnce == 2 ? 4 : 6, kCols = 2;
+// Of 32 KB of cache 24 for weights, or 16 where units are as many values.
+constexpr PanelCut kPanels{.most = static_cast<int64_t>(kRows), .block = kUnitValues == 2 ? 192 : 128};
+constexpr int64_t kBlockPacked = kPanels.block / kPackedUnits;  // packed blocks that are multiplied at once
+static_assert(kPanels.block <= kMaxBlockUnits && kPanels.block % kPackedUnits == 0);
 
+// A block of rows.
 struct MicroArgs {
   const float* x;  // [units][x_stride]
   int64_t x_stride;
   const float* w;       // as `decode` has it
   const float* scales;  // [groups][32]
-  float* sums;          // [rows][32], the totals of earlier blocks; zeros in the first unless kTotalsStay
+  float* sums;          // [rows][32], the totals of earlier blocks of K; zeros in the first unless kTotalsStay
   int groups, group_units;
   bool first;  // block of K. With kTotalsStay `sums` has nothing yet
-  // What to request of memory, so many bytes with every group.
+  // What to request of memory, so many bytes with every kAtOnce groups.
   const uint8_t *ahead, *ahead_end;
   int64_t ahead_step;
-  // With kTotalsStay, in the last block: where the totals go instead, [rows][to_stride] floats, or else BF16.
+  // With kTotalsStay, in the last block of K: where the totals go, [rows][to_stride] floats, or else BF16.
   float* to;
   bf16* to_bf16;
   int64_t to_stride;
@@ -104,8 +110,16 @@ HWY_INLINE void store_rounded(VF low, VF high, bf16* to) {
 #endif
 }
 
+// The lines of a result arrive while its rows are multiplied.
+template <class T>
+HWY_INLINE void request_lines(const T* to, int64_t stride, size_t rows) {
+  for (size_t r = 0; r < rows; ++r, to += stride) {
+    for (int64_t i = 0; i < kTileRows; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(to + i, 1);
+  }
+}
+
 // Not inlined: the unrolled shapes would be copied into every format's gemm, and compiling them would
-// take most of the build.
+// take most of the build; and with a loop around it the inner one has no registers left.
 template <size_t kR, bool kFold>
 HWY_NOINLINE void micro(const MicroArgs& a) {
   const DF df;
@@ -121,42 +135,53 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
       for (size_t c = 0; c < kC; ++c) total[r][c] = a.first ? hn::Zero(df) : hn::LoadU(df, at(r, c));
     }
   }
+  const int64_t apart = a.group_units * a.x_stride;  // of the groups' units
   const uint8_t* ahead = a.ahead;
-  for (int g = 0; g < a.groups; ++g) {
+  for (int first = 0; first < a.groups; first += static_cast<int>(kAtOnce)) {
     for (const uint8_t* end = std::min(ahead + a.ahead_step, a.ahead_end); ahead < end; ahead += kLineBytes) {
       prefetch(ahead, kLineBytes);
     }
-    const float* w = a.w + g / 2 * a.group_units * kUnitStep + g % 2 * kTileRows;
-    VF acc[kR][kC];
+    const float* w = a.w + first / 2 * a.group_units * kUnitStep + first % 2 * kTileRows;
+    VF acc[kAtOnce][kR][kC];
     DSV4_UNROLL
-    for (size_t r = 0; r < kR; ++r) {
-      DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) acc[r][c] = hn::Zero(df);
-    }
-    for (int k = 0; k < a.group_units; ++k, x += a.x_stride, w += kUnitStep) {
-      VF value[kC];
-      DSV4_UNROLL
-      for (size_t c = 0; c < kC; ++c) value[c] = hn::LoadU(df, w + c * kLanes);
+    for (size_t s = 0; s < kAtOnce; ++s) {
       DSV4_UNROLL
       for (size_t r = 0; r < kR; ++r) {
-        const VF xr = broadcast(x + r);
         DSV4_UNROLL
-        for (size_t c = 0; c < kC; ++c) acc[r][c] = dot(xr, value[c], acc[r][c]);
+        for (size_t c = 0; c < kC; ++c) acc[s][r][c] = hn::Zero(df);
       }
     }
-    DSV4_UNROLL
-    for (size_t c = 0; c < kC; ++c) {
-      VF scale;
-      if constexpr (!kFold) scale = hn::LoadU(df, a.scales + g * kTileRows + c * kLanes);
+    for (int k = 0; k < a.group_units; ++k, x += a.x_stride, w += kUnitStep) {
       DSV4_UNROLL
-      for (size_t r = 0; r < kR; ++r) {
-        if constexpr (kFold) {
-          // An addition, unlike a multiply-add, has ports on Zen that the products do not use.
-          total[r][c] = hn::Add(acc[r][c], total[r][c]);
-        } else if constexpr (kTotalsStay) {
-          total[r][c] = hn::MulAdd(acc[r][c], scale, total[r][c]);
-        } else {
-          hn::StoreU(hn::MulAdd(acc[r][c], scale, hn::LoadU(df, at(r, c))), df, at(r, c));
+      for (size_t s = 0; s < kAtOnce; ++s) {
+        VF value[kC];
+        DSV4_UNROLL
+        for (size_t c = 0; c < kC; ++c) value[c] = hn::LoadU(df, w + s * kTileRows + c * kLanes);
+        DSV4_UNROLL
+        for (size_t r = 0; r < kR; ++r) {
+          const VF xr = broadcast(x + static_cast<int64_t>(s) * apart + r);
+          DSV4_UNROLL
+          for (size_t c = 0; c < kC; ++c) acc[s][r][c] = dot(xr, value[c], acc[s][r][c]);
+        }
+      }
+    }
+    x += static_cast<int64_t>(kAtOnce - 1) * apart;
+    DSV4_UNROLL
+    for (size_t s = 0; s < kAtOnce; ++s) {
+      DSV4_UNROLL
+      for (size_t c = 0; c < kC; ++c) {
+        VF scale;
+        if constexpr (!kFold) scale = hn::LoadU(df, a.scales + (static_cast<size_t>(first) + s) * kTileRows + c * kLanes);
+        DSV4_UNROLL
+        for (size_t r = 0; r < kR; ++r) {
+          if constexpr (kFold) {
+            // An addition, unlike a multiply-add, has ports on Zen that the products do not use.
+            total[r][c] = hn::Add(acc[s][r][c], total[r][c]);
+          } else if constexpr (kTotalsStay) {
+            total[r][c] = hn::MulAdd(acc[s][r][c], scale, total[r][c]);
+          } else {
+            hn::StoreU(hn::MulAdd(acc[s][r][c], scale, hn::LoadU(df, at(r, c))), df, at(r, c));
+          }
         }
       }
     }
@@ -168,9 +193,10 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
       DSV4_UNROLL
       for (size_t r = 0; r < kR; ++r, to_bf16 += stride) store_rounded(total[r][0], total[r][1], to_bf16);
     } else {
-      float* to = a.to;
+      float* to = a.to ? a.to : sums;
+      const int64_t to_stride = a.to ? stride : kTileRows;
       DSV4_UNROLL
-      for (size_t r = 0; r < kR; ++r, to += stride) {
+      for (size_t r = 0; r < kR; ++r, to += to_stride) {
         DSV4_UNROLL
         for (size_t c = 0; c < kC; ++c) hn::StoreU(total[r][c], df, to + c * kLanes);
       }
@@ -178,12 +204,41 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
   }
 }
 
+// `count` blocks of kR rows, the units of each x_step floats after those of the one before, and with each `share` bytes to request:
+// within it if ahead_step says how many with kAtOnce groups.
 template <size_t kR, bool kFold>
-HWY_NOINLINE void micro_rows(size_t rows, const MicroArgs& a) {
+HWY_NOINLINE void micro_run(MicroArgs& a, int64_t count, int64_t x_step, int64_t share) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (a.ahead_step == 0) {
+      prefetch(a.ahead, share);
+      a.ahead += share;
+    }
+    a.ahead_end = a.ahead + (a.ahead_step == 0 ? 0 : share);
+    if (a.to) request_lines(a.to, a.to_stride, kR);
+    if (a.to_bf16) request_lines(a.to_bf16, a.to_stride, kR);
+    constexpr int64_t kStep = static_cast<int64_t>(kCols * kLanes);
+    for (int64_t column = 0; column < kTileRows; column += kStep) {
+      micro<kR, kFold>(a);
+      a.ahead = a.ahead_end;
+      a.w += kStep;
+      a.scales += kStep;
+      a.sums += kStep;
+    }
+    a.w -= kTileRows;
+    a.scales -= kTileRows;
+    a.sums += (static_cast<int64_t>(kR) - 1) * kTileRows;
+    a.x += x_step;
+    if (a.to) a.to += static_cast<int64_t>(kR) * a.to_stride;
+    if (a.to_bf16) a.to_bf16 += static_cast<int64_t>(kR) * a.to_stride;
+  }
+}
+
+template <size_t kR, bool kFold>
+HWY_NOINLINE void micro_rows(size_t rows, MicroArgs& a, int64_t count, int64_t x_step, int64_t share) {
   if (rows == kR) {
-    micro<kR, kFold>(a);
+    micro_run<kR, kFold>(a, count, x_step, share);
   } else if constexpr (kR > 1) {
-    micro_rows<kR - 1, kFold>(rows, a);
+    micro_rows<kR - 1, kFold>(rows, a, count, x_step, share);
   }
 }
 
@@ -205,7 +260,7 @@ void finish(const float* from, int64_t stride, int64_t n, int64_t columns, const
 struct GemmScratch {
   float *units, *scales, *sums;
   explicit GemmScratch(float* base)
-      : units(base), scales(units + kBlockUnits * kTileRows), sums(scales + 2 * kMaxGroups * kTileRows) {}
+      : units(base), scales(units + kMaxBlockUnits * kTileRows), sums(scales + kBlockGroups * kTileRows) {}
 };
 
 // A block of K of one tile, whose results are columns from `column` on.
@@ -223,68 +278,51 @@ struct TileBlock {
 // The rows in x times a block of a tile.
 template <class F, bool kFold>
 void multiply_block(const TileBlock& t, const PieceRows& x, int64_t depth, const Target& to) {
-  const int64_t units = std::min(kBlockUnits, depth - t.b * kBlockUnits);
-  const int64_t n = x.n, panels = panel_count(n), each = n / panels, extra = n % panels;
+  const int64_t units = std::min(kPanels.block, depth - t.b * kPanels.block);
+  const int64_t n = x.n, panels = kPanels.count(n), each = n / panels, extra = n % panels;
   constexpr int kGroupUnits = F::kGroup / kUnitValues;
+  static_assert(kTileK / F::kGroup % static_cast<int64_t>(kAtOnce) == 0);
   // Straight to y, where that has all columns.
   const bool direct = kTotalsStay && t.last && t.column + kTileRows <= to.columns;
-  const float* panel = x.x + panel_at(n, depth, x.first(), t.b);
   const int groups = static_cast<int>(units) / kGroupUnits;
-  // What is read next is requested with every call, and within it where that is much: a burst waits for itself.
+  // What is read next is requested with every block of rows, and within it where that is much: a burst waits for itself.
   constexpr int64_t kBurst = 32 * kLineBytes;
-  const int64_t share = t.ahead ? ceil_div(t.ahead_bytes * kPanelRows, x.rows() * kLineBytes) * kLineBytes : 0;
-  const int64_t with_group = share > kBurst ? ceil_div(share, groups * kLineBytes) * kLineBytes : 0;
-  const uint8_t* ahead = t.ahead;
-  for (int64_t p = x.begin, first = x.first(); p < x.end; ++p) {
-    const int64_t panel_rows = each + (p < extra ? 1 : 0);
+  const int64_t share = t.ahead ? ceil_div(t.ahead_bytes * kPanels.most, x.rows() * kLineBytes) * kLineBytes : 0;
+  MicroArgs a{.x = x.x + kPanels.at(n, depth, x.first(), t.b),
+              .x_stride = 0,
+              .w = t.units,
+              .scales = t.scales,
+              .sums = t.sums + x.first() * kTileRows,
+              .groups = groups,
+              .group_units = kGroupUnits,
+              .first = t.b == 0,
+              .ahead = t.ahead,
+              .ahead_end = nullptr,
+              .ahead_step = share > kBurst ? ceil_div(share, groups / static_cast<int>(kAtOnce) * kLineBytes) * kLineBytes : 0,
+              .to = nullptr,
+              .to_bf16 = nullptr,
+              .to_stride = to.stride};
+  if (direct) {
+    const int64_t y = x.first() * to.stride + t.column;
+    if (to.dtype == DType::kBF16) a.to_bf16 = static_cast<bf16*>(to.y) + y;
+    else a.to = static_cast<float*>(to.y) + y;
+  }
+  if (panels == 1) {
     // Parts as even as can be: one row alone would wait for the latency.
-    int64_t parts = panel_rows <= kPanelRows ? 1 : ceil_div(panel_rows, kPanelRows);
-    for (int64_t r = 0; r < panel_rows; --parts) {
-      const int64_t rows = parts == 1 ? panel_rows - r : (panel_rows - r) / parts, row = first + r;
-      if (with_group == 0) prefetch(ahead, share);
-      float* sums = t.sums + row * kTileRows;
-      MicroArgs a{.x = panel + r,
-                  .x_stride = panel_rows,
-                  .w = t.units,
-                  .scales = t.scales,
-                  .sums = sums,
-                  .groups = groups,
-                  .group_units = kGroupUnits,
-                  .first = t.b == 0,
-                  .ahead = ahead,
-                  .ahead_end = ahead + share,
-                  .ahead_step = with_group,
-                  .to = sums,
-                  .to_bf16 = nullptr,
-                  .to_stride = kTileRows};
-      if (direct) {
-        const int64_t y = row * to.stride + t.column, bytes = static_cast<int64_t>(dtype_size(to.dtype));
-        a.to_stride = to.stride;
-        if (to.dtype == DType::kBF16) {
-          a.to_bf16 = static_cast<bf16*>(to.y) + y;
-        } else {
-          a.to = static_cast<float*>(to.y) + y;
-        }
-        // The lines of y arrive while the rows are multiplied.
-        for (int64_t i = 0; i < rows; ++i) {
-          const char* line = static_cast<const char*>(to.y) + (y + i * to.stride) * bytes;
-          for (int64_t j = 0; j < kTileRows * bytes; j += 64) __builtin_prefetch(line + j, 1);
-        }
-      }
-      for (int64_t c = 0; c < kTileRows; c += static_cast<int64_t>(kCols * kLanes)) {
-        micro_rows<kRows, kFold>(static_cast<size_t>(rows), a);
-        a.w += kCols * kLanes;
-        a.scales += kCols * kLanes;
-        a.sums += kCols * kLanes;
-        a.ahead = a.ahead_end;
-      }
-      ahead = a.ahead_end;
-      if (t.last && !direct) finish(sums, kTileRows, rows, kTileRows, to, row, t.column);
+    a.x_stride = n;
+    for (int64_t r = 0, parts = ceil_div(n, kPanels.most); r < n; --parts) {
+      const int64_t rows = (n - r) / parts;
+      micro_rows<kRows, kFold>(static_cast<size_t>(rows), a, 1, rows, share);
       r += rows;
     }
-    first += panel_rows;
-    panel += panel_rows * units;
+  } else {
+    const int64_t more = std::clamp<int64_t>(extra - x.begin, 0, x.end - x.begin);  // panels with a row more
+    for (const auto& [rows, count] : {std::pair{each + 1, more}, std::pair{each, x.end - x.begin - more}}) {
+      a.x_stride = rows;
+      if (count > 0) micro_rows<kRows, kFold>(static_cast<size_t>(rows), a, count, rows * units, share);
+    }
   }
+  if (t.last && !direct) finish(t.sums + x.first() * kTileRows, kTileRows, x.rows(), kTileRows, to, x.first(), t.column);
 }
 
 // Blocks in the order in which x is read: every tile's first, every tile's second, ...

@@ -16,29 +16,35 @@ namespace dsv4::cpu {
 // Rows of activations lie in pieces of kPieceRows, the last of what is left, and those in panels whose rows lie side by
 // side, so that one step along K reads consecutive units. A unit is a float, or where unit_values is 2 the bits of two
 // BF16 values of K, the first in the high half. Up to kFewRows rows are one panel, [Kp / unit_values][rows]; Kp = K
-// rounded up to kTileK, filled with zeros. More make as few panels of at most kPanelRows rows as hold them, as even as
-// can be, cut along K into blocks of kBlockUnits units: [block][panel][unit][row of the panel], so that a block is
-// read from front to back.
-inline constexpr int64_t kPanelRows = 6, kFewRows = 12;
-inline constexpr int64_t kBlockUnits = 128;
-constexpr int64_t panel_count(int64_t rows) { return rows <= kFewRows ? 1 : ceil_div(rows, kPanelRows); }
-// Its first row. The first of them may have one row more.
-constexpr int64_t panel_begin(int64_t rows, int64_t panel) {
-  const int64_t count = panel_count(rows), extra = rows % count;
-  return panel * (rows / count) + (panel < extra ? panel : extra);
-}
-// Units before block b of the panel that begins with row r, in a piece of `rows` rows of `depth` units.
-constexpr int64_t panel_at(int64_t rows, int64_t depth, int64_t r, int64_t b) {
-  const int64_t before = b * kBlockUnits, left = depth - before;
-  return before * rows + r * (left < kBlockUnits ? left : kBlockUnits);
-}
+// rounded up to kTileK, filled with zeros. More make as few panels as hold them, as even as can be, cut along K into
+// blocks: [block][panel][unit][row of the panel], so that a block is read from front to back. How, an instruction set says:
+inline constexpr int64_t kFewRows = 12;
+inline constexpr int64_t kMaxBlockUnits = 192;
+struct PanelCut {
+  int64_t most;   // rows of a panel, where there are several: for whose sums there are registers
+  int64_t block;  // units of K whose weights, decoded, stay in the first-level cache beside a panel
+
+  constexpr int64_t count(int64_t rows) const { return rows <= kFewRows ? 1 : ceil_div(rows, most); }
+  // The first row of a panel. The first of them may have one row more.
+  constexpr int64_t begin(int64_t rows, int64_t panel) const {
+    const int64_t n = count(rows), extra = rows % n;
+    return panel * (rows / n) + (panel < extra ? panel : extra);
+  }
+  // Units before block b of the panel that begins with row r, in a piece of `rows` rows of `depth` units.
+  constexpr int64_t at(int64_t rows, int64_t depth, int64_t r, int64_t b) const {
+    const int64_t before = b * block, left = depth - before;
+    return before * rows + r * (left < block ? left : block);
+  }
+};
 
 // Rows and tiles that one call of `multiply` takes at most.
 inline constexpr int64_t kPieceRows = 264;
 inline constexpr int64_t kPieceTiles = 4;
+// Groups of scales of a block, of units of one value or two.
+inline constexpr int64_t kBlockGroups = ceil_div(2 * kMaxBlockUnits, kTileK) * kMaxGroups;
 // Floats of scratch that one worker needs for `multiply`: a block of a tile as units, its scales, and sums.
 inline constexpr int64_t kMultiplyFloats =
-    kTileRows * (kBlockUnits + 2 * kMaxGroups) + kPieceRows * kPieceTiles * kTileRows;
+    kTileRows * (kMaxBlockUnits + kBlockGroups) + kPieceRows * kPieceTiles * kTileRows;
 
 // Where results go: row r, column c to y[r * stride + c], c < columns.
 struct Target {
@@ -59,15 +65,17 @@ struct Target {
 struct PieceRows {
   const float* x = nullptr;  // of the piece
   int64_t n = 0;
+  PanelCut cut;
   int64_t begin = 0, end = 0;
 
-  int64_t first() const { return panel_begin(n, begin); }
-  int64_t rows() const { return panel_begin(n, end) - first(); }
+  int64_t first() const { return cut.begin(n, begin); }
+  int64_t rows() const { return cut.begin(n, end) - first(); }
 };
-constexpr PieceRows whole_piece(const float* x, int64_t n) { return {x, n, 0, panel_count(n)}; }
+constexpr PieceRows whole_piece(const float* x, int64_t n, PanelCut cut) { return {x, n, cut, 0, cut.count(n)}; }
 
 struct LinearKernels {
   int64_t unit_values = 1;  // values of K in a unit
+  PanelCut panels;
   // to[r][i] = row r of the piece times row i of `tiles` <= kPieceTiles consecutive tiles, for the rows in x; what
   // `to` has no column for is padding. The sums have the same order whatever x and tiles are: groups of K ascending
   // (tiles.h), each a chain of fused multiply-adds from zero, times its scale, added to the total ascending.

@@ -119,14 +119,14 @@ void gemv_f32(const Tiles& w, int64_t tile, const float* piece, int64_t n, int64
   constexpr WeightFormat kFormat = WeightFormat::kF32;
   constexpr int64_t kGroup = group_values(kFormat);
   int64_t p = 0;
-  while (panel_begin(n, p + 1) <= r) ++p;
-  const int64_t first = panel_begin(n, p), x_stride = panel_begin(n, p + 1) - first;
+  while (kPanels.begin(n, p + 1) <= r) ++p;
+  const int64_t first = kPanels.begin(n, p), x_stride = kPanels.begin(n, p + 1) - first;
   const uint8_t* block = w.data + tile * w.tile_bytes();
   V16 total[2] = {set16(0.0f), set16(0.0f)};
   for (int64_t b = 0; b < w.blocks(); ++b, block += block_bytes(kFormat)) {
     const int64_t unit = b * kPackedUnits;
-    const float* x = piece + panel_at(n, w.padded_cols() / kUnitValues, first, unit / kBlockUnits) +
-                     unit % kBlockUnits * x_stride + r - first;
+    const float* x = piece + kPanels.at(n, w.padded_cols() / kUnitValues, first, unit / kPanels.block) +
+                     unit % kPanels.block * x_stride + r - first;
     for (int64_t group = 0; group < kTileK; group += kGroup) {
       V16 acc[2] = {set16(0.0f), set16(0.0f)};
       for (int64_t k = group; k < group + kGroup; x += x_stride) {
@@ -383,6 +383,7 @@ void add_rounded(const float* x, int64_t n, float* sum) {
 
 LinearKernels linear_table() {
   return {.unit_values = kUnitValues,
+          .panels = kPanels,
           .multiply = multiply,
           .expand_act8 = expand_act8,
           .expand_bf16 = expand_bf16,

@@ -102,7 +102,7 @@ void run_up(Core& c, const Plan& plan, const Segment& s, float limit, IndexRange
       kernels, *s.w1, range, s.x, scratch.multiply, scratch.out,
       [&](int64_t row, int64_t n, int64_t tile, int64_t tiles, const float* gate) {
         const int64_t columns = tiles * kTileRows;
-        kernels.multiply(*s.w3, tile, tiles, whole_piece(s.x.at(row), n), scratch.multiply,
+        kernels.multiply(*s.w3, tile, tiles, whole_piece(s.x.at(row), n, s.x.cut()), scratch.multiply,
                          {.y = scratch.out2, .stride = columns, .columns = columns});
         for (int64_t r = 0; r < n; ++r) {
           kernels.swiglu(gate + r * columns, scratch.out2 + r * columns, columns, limit,

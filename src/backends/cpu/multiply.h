@@ -11,8 +11,8 @@ inline bool takes_act8(const Tiles& w) { return format_info(w.format).quantised_
 
 // Floats of one worker's scratch: that of `multiply`, two results of a piece, one chunk of a panel's rows.
 inline constexpr int64_t kPieceFloats = kPieceRows * kPieceTiles * kTileRows;
-inline constexpr int64_t kChunkUnits = 4 * kBlockUnits;  // of a row that one item of panel filling covers
-inline constexpr int64_t kWorkerFloats = kMultiplyFloats + 2 * kPieceFloats + kFewRows * kChunkUnits;
+inline constexpr int64_t kChunkBlocks = 4;  // of a row that one item of panel filling covers
+inline constexpr int64_t kWorkerFloats = kMultiplyFloats + 2 * kPieceFloats + kFewRows * kChunkBlocks * kMaxBlockUnits;
 
 struct WorkerScratch {
   float *multiply, *out, *out2, *rows;
@@ -38,34 +38,37 @@ struct Panels {
   // Row r, which begins a piece.
   const float* at(int64_t r) const { return data + r * row_units(); }
   int64_t piece_rows(int64_t piece) const { return std::min(kPieceRows, rows - piece * kPieceRows); }
+  PanelCut cut() const { return kernels->panels; }
   // Filling is cut into items that any worker may do.
-  int64_t chunks() const { return ceil_div(row_units(), kChunkUnits); }
+  int64_t chunk_units() const { return kChunkBlocks * cut().block; }
+  int64_t chunks() const { return ceil_div(row_units(), chunk_units()); }
   int64_t items() const {
-    const int64_t pieces = ceil_div(rows, kPieceRows), whole = panel_count(kPieceRows);
-    return pieces == 0 ? 0 : ((pieces - 1) * whole + panel_count(piece_rows(pieces - 1))) * chunks();
+    const int64_t pieces = ceil_div(rows, kPieceRows), whole = cut().count(kPieceRows);
+    return pieces == 0 ? 0 : ((pieces - 1) * whole + cut().count(piece_rows(pieces - 1))) * chunks();
   }
 
   template <class Row>
   void fill(int64_t item, const Row& row, float* scratch) const {
-    const int64_t panel = item / chunks(), piece = panel / panel_count(kPieceRows), p = panel % panel_count(kPieceRows);
-    const int64_t n = piece_rows(piece), begin = panel_begin(n, p), count = panel_begin(n, p + 1) - begin;
-    const int64_t unit = item % chunks() * kChunkUnits, width = std::min(kChunkUnits, row_units() - unit);
+    const int64_t panel = item / chunks(), whole = cut().count(kPieceRows), piece = panel / whole, p = panel % whole;
+    const int64_t n = piece_rows(piece), begin = cut().begin(n, p), count = cut().begin(n, p + 1) - begin;
+    const int64_t stride = chunk_units(), unit = item % chunks() * stride, width = std::min(stride, row_units() - unit);
     const int64_t k = unit * kernels->unit_values, values = std::min(width * kernels->unit_values, K - k);
     float* to = data + piece * kPieceRows * row_units();
     for (int64_t r = 0; r < count; ++r) {
       const int64_t t = piece * kPieceRows + begin + r;
       // The next panel's row comes from memory meanwhile.
-      if (t + kPanelRows < rows) {
-        const char* next = reinterpret_cast<const char*>(row(t + kPanelRows) + k);
+      if (t + cut().most < rows) {
+        const char* next = reinterpret_cast<const char*>(row(t + cut().most) + k);
         for (int64_t i = 0; i < values * 2; i += 64) __builtin_prefetch(next + i, 0, 2);
       }
       (act8 ? kernels->expand_act8 : kernels->expand_bf16)(row(t) + k, values,
-                                                           n == 1 ? to + unit : scratch + r * kChunkUnits);
+                                                           n == 1 ? to + unit : scratch + r * stride);
     }
     if (n == 1) return;
-    for (int64_t done = 0; done < width; done += kBlockUnits) {
-      kernels->transpose(scratch + done, kChunkUnits, count, std::min(kBlockUnits, width - done),
-                         to + panel_at(n, row_units(), begin, (unit + done) / kBlockUnits));
+    const int64_t block = cut().block;
+    for (int64_t done = 0; done < width; done += block) {
+      kernels->transpose(scratch + done, stride, count, std::min(block, width - done),
+                         to + cut().at(n, row_units(), begin, (unit + done) / block));
     }
   }
 };
@@ -92,7 +95,7 @@ void multiply_range(const LinearKernels& kernels, const Tiles& w, IndexRange ran
                     float* scratch, float* out, const Sink& sink) {
   for_pieces(range, x, [&](int64_t row, int64_t n, int64_t tile, int64_t tiles) {
     const int64_t columns = tiles * kTileRows;
-    kernels.multiply(w, tile, tiles, whole_piece(x.at(row), n), scratch, {.y = out, .stride = columns, .columns = columns});
+    kernels.multiply(w, tile, tiles, whole_piece(x.at(row), n, x.cut()), scratch, {.y = out, .stride = columns, .columns = columns});
     sink(row, n, tile, tiles, out);
   });
 }
@@ -109,9 +112,10 @@ inline void multiply_into(const LinearKernels& kernels, const Tiles& w, IndexRan
                           IndexRange part, int64_t parts, float* scratch, const Output& to) {
   for_pieces(range, x, [&](int64_t row, int64_t n, int64_t tile, int64_t tiles) {
     const int64_t at = row * to.stride + to.column + tile * kTileRows;
-    const int64_t panels = panel_count(n);
+    const int64_t panels = x.cut().count(n);
     const PieceRows rows{.x = x.at(row),
                          .n = n,
+                         .cut = x.cut(),
                          .begin = split_range(panels, parts, part.begin).begin,
                          .end = split_range(panels, parts, part.end - 1).end};
     if (rows.begin == rows.end) return;
