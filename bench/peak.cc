@@ -111,11 +111,7 @@ __attribute__((target("avx512f,avx512bf16"))) double dot_bf16_avx512(int64_t rou
   for (int i = 0; i < kChains; ++i) c[i] = _mm512_set1_ps(1.0f + 0.5f * static_cast<float>(i));
   const __m512bh a = (__m512bh)half, b = (__m512bh)small;
   for (int64_t i = 0; i < rounds; ++i) {
-#if defined(__clang__)
-#pragma clang loop unroll(full)
-#else
-#pragma GCC unroll 24
-#endif
+    HWY_UNROLL(24)
     for (int j = 0; j < kChains; ++j) c[j] = _mm512_dpbf16_ps(c[j], a, b);
   }
   __m512 sum = c[0];

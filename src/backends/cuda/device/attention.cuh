@@ -32,6 +32,7 @@ struct AttentionParams {
   float scale;     // d^-1/2, times log2(e): scores, maxima and the sink are exponents of two
   float* partial;  // [rows, max_chunks, H, d], not normalised
   float2* stats;   // [rows, max_chunks, H] maximum and sum
+  float *sums, *top, *lse;  // kParts: AttentionPartsArgs
 };
 
 __device__ inline int window_keys(const AttentionArgs& a, int position) {
@@ -501,23 +502,34 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(const _
   }
 }
 
-// One block per row and head: chunks in order.
+// One block per row and head: chunks in order. kParts: also what joins them with other keys.
 inline constexpr int kCombineThreads = 128;
+template <bool kParts>
 __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const __grid_constant__ AttentionParams p) {
   extern __shared__ float2 stats[];  // [max_chunks]
   __shared__ float2 turns[kMaxPairs];
-  __shared__ float inverse;
+  __shared__ float inverse, lower;  // lower: 2^(what the total is relative to - the highest score)
   const AttentionArgs& a = p.a;
   const int64_t t = p.first_row + blockIdx.y;
   const int h = blockIdx.x, position = a.batch.positions[t], H = static_cast<int>(a.H), d = static_cast<int>(a.d);
   if (p.rope.freqs) make_turns(p.rope, position, static_cast<int>(threadIdx.x), kCombineThreads, turns);
   wait_for_previous();
   const int chunks = (window_keys(a, position) + entry_keys(a, t, position) + kChunk - 1) / kChunk;
-  if (chunks == 1) return;
+  if (!kParts && chunks == 1) return;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * p.max_chunks;
   for (int i = threadIdx.x; i < chunks; i += kCombineThreads) stats[i] = p.stats[(first + i) * H + h];
   __syncthreads();
-  if (threadIdx.x == 0) inverse = chunk_factors(chunks, a.sink[h], stats, 1);
+  if (threadIdx.x == 0) {
+    float top = -INFINITY;
+    for (int i = 0; kParts && i < chunks; ++i) top = fmaxf(top, stats[i].x);
+    const Chunks all = join_chunks(chunks, stats, 1);
+    inverse = all.inverse(a.sink[h]);
+    if constexpr (kParts) {
+      lower = power_of_two(all.top() - top);
+      p.top[t * H + h] = top / kLog2E;
+      p.lse[t * H + h] = (all.top() + log2f(all.sum())) / kLog2E;
+    }
+  }
   __syncthreads();
   for (int col = threadIdx.x * 4; col < d; col += kCombineThreads * 4) {
     float4 sum = {0, 0, 0, 0};
@@ -526,39 +538,9 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const __grid_c
     }
     *reinterpret_cast<uint2*>(a.o + (t * H + h) * d + col) = {result_pair(p, col, {sum.x, sum.y}, inverse, turns),
                                                             result_pair(p, col + 2, {sum.z, sum.w}, inverse, turns)};
-  }
-}
-
-// The same with what joins a row's keys with others (AttentionPartsArgs). Rows of one chunk, too.
-__global__ void __launch_bounds__(kCombineThreads) combine_parts_kernel(const __grid_constant__ AttentionParams p, float* sums, float* tops, float* lse) {
-  extern __shared__ float2 stats[];  // [max_chunks]
-  __shared__ float inverse, lower;   // 2^(what the sums are relative to - the highest score)
-  const AttentionArgs& a = p.a;
-  const int64_t t = p.first_row + blockIdx.y;
-  const int h = blockIdx.x, position = a.batch.positions[t], H = static_cast<int>(a.H), d = static_cast<int>(a.d);
-  wait_for_previous();
-  const int chunks = (window_keys(a, position) + entry_keys(a, t, position) + kChunk - 1) / kChunk;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * p.max_chunks, head = t * H + h;
-  for (int i = threadIdx.x; i < chunks; i += kCombineThreads) stats[i] = p.stats[(first + i) * H + h];
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    float top = stats[0].x;
-    for (int i = 1; i < chunks; ++i) top = fmaxf(top, stats[i].x);
-    const Chunks all = join_chunks(chunks, stats, 1);
-    inverse = all.inverse(a.sink[h]);
-    lower = power_of_two(all.top() - top);
-    tops[head] = top / kLog2E;
-    lse[head] = (all.top() + log2f(all.sum())) / kLog2E;
-  }
-  __syncthreads();
-  for (int col = threadIdx.x * 4; col < d; col += kCombineThreads * 4) {
-    float4 sum = {0, 0, 0, 0};
-    for (int i = 0; i < chunks; ++i) {
-      add_chunk(stats[i], *reinterpret_cast<const float4*>(p.partial + ((first + i) * H + h) * d + col), sum);
+    if constexpr (kParts) {
+      *reinterpret_cast<float4*>(p.sums + (t * H + h) * d + col) = {sum.x * lower, sum.y * lower, sum.z * lower, sum.w * lower};
     }
-    *reinterpret_cast<uint2*>(a.o + head * d + col) = {result_pair(p, col, {sum.x, sum.y}, inverse, nullptr),
-                                                     result_pair(p, col + 2, {sum.z, sum.w}, inverse, nullptr)};
-    *reinterpret_cast<float4*>(sums + head * d + col) = {sum.x * lower, sum.y * lower, sum.z * lower, sum.w * lower};
   }
 }
 

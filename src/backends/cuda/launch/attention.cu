@@ -56,15 +56,12 @@ Status launch_many(OpContext& ctx, const AttentionParams& p, int64_t items) {
 }
 
 // Chunks that left partial sums, joined.
-Status combine(OpContext& ctx, const AttentionParams& p, int64_t rows, const AttentionPartsArgs* parts) {
+template <bool kParts>
+Status combine(OpContext& ctx, const AttentionParams& p, int64_t rows) {
   const size_t bytes = static_cast<size_t>(p.max_chunks) * sizeof(float2);
-  const dim3 grid(static_cast<unsigned>(p.a.H), static_cast<unsigned>(rows));
-  if (parts) {
-    DSV4_TRY(allow_shared(combine_parts_kernel, static_cast<int>(bytes)));
-    return enqueue(ctx, "combine_parts_kernel", combine_parts_kernel, grid, kCombineThreads, bytes, p, parts->sums, parts->top, parts->lse);
-  }
-  DSV4_TRY(allow_shared(combine_kernel, static_cast<int>(bytes)));
-  return enqueue(ctx, "combine_kernel", combine_kernel, grid, kCombineThreads, bytes, p);
+  DSV4_TRY(allow_shared(combine_kernel<kParts>, static_cast<int>(bytes)));
+  return enqueue(ctx, "combine_kernel", combine_kernel<kParts>, dim3(static_cast<unsigned>(p.a.H), static_cast<unsigned>(rows)),
+                 kCombineThreads, bytes, p);
 }
 
 // `parts`: also those of AttentionPartsArgs; then all chunks leave partial sums.
@@ -86,6 +83,11 @@ Status attention_rows(OpContext& ctx, const AttentionArgs& a, const RopeView& ro
     const int64_t items = T * (a.H / many::kHeads);
     if (kManyShare * items >= kProcessors) return fp8 ? launch_many<true>(ctx, p, items) : launch_many<false>(ctx, p, items);
   }
+  if (parts) {
+    p.sums = parts->sums;
+    p.top = parts->top;
+    p.lse = parts->lse;
+  }
   p.cluster = !parts && p.max_chunks > 1 && p.max_chunks <= kMaxChunksOfCluster;
   const bool partial = parts || (p.max_chunks > 1 && !p.cluster);
   int64_t rows = std::min(T, kMaxRows);
@@ -106,7 +108,7 @@ Status attention_rows(OpContext& ctx, const AttentionArgs& a, const RopeView& ro
       case 512: DSV4_TRY(launch_rows<512>(ctx, p, n, parts)); break;
       default: return Status(Code::kUnsupported, cat("cuda: head dim ", a.d, ": expected 64, 128, 192, 256 or 512"));
     }
-    if (partial) DSV4_TRY(combine(ctx, p, n, parts));
+    if (partial) DSV4_TRY(parts ? combine<true>(ctx, p, n) : combine<false>(ctx, p, n));
   }
   return {};
 }

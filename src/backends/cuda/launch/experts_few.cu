@@ -24,8 +24,8 @@ constexpr int kStages = 2;                // of a team's ring
 constexpr int kThreads = (kWarps + kTeams) * 32;
 // Of the 80 per thread that a block of so many gets.
 constexpr int kMultiplyRegisters = 104, kAskRegisters = 32;
-constexpr int kMostPairs = 32;            // of a plan that blocks make for themselves
-constexpr int kOwnTask = 8;               // tokens of its tasks at most
+constexpr int kMostPairs = 32;  // of a plan that blocks make for themselves
+constexpr int kOwnTask = 8;     // tokens of its tasks at most
 
 // How the work is shared out. Costs in parts of the time that a block of two tiles takes.
 struct Shares {
