@@ -158,7 +158,8 @@ struct Mxfp4 : Fp4<WeightFormat::kMxfp4> {
   struct Scales {
     Words word[2];
     HWY_INLINE Scales(const uint8_t* block, float) {
-      for (int half = 0; half < 2; ++half) word[half] = load_words(block + scale_at(kFormat, 0, half * kHalfRows));
+      const uint8_t* scales = scales_of(kFormat, block);
+      for (int half = 0; half < 2; ++half) word[half] = load_words(scales + scale_at(kFormat, 0, half * kHalfRows));
     }
     // Above the byte are those of later groups.
     HWY_INLINE Words word_of(int g, int half) const {
@@ -201,7 +202,7 @@ struct Nvfp4 : Fp4<WeightFormat::kNvfp4> {
     const uint8_t* at;
     float factor;
     HWY_INLINE Scales(const uint8_t* block, float global)
-        : at(block + block_value_bytes(kFormat)), factor(256.0f * global) {}
+        : at(scales_of(kFormat, block)), factor(256.0f * global) {}
     HWY_INLINE V16 take(int g, int half) const {
       const uint16_t* codes = reinterpret_cast<const uint16_t*>(at + g / 2 * kLineBytes) + half * kHalfRows;
       V16 r;
@@ -243,17 +244,46 @@ struct Fp8Codes {
   __m512i high, low;
 };
 
+// E4m3Table in registers.
+struct Fp8Table {
+  __m512i high[2], low[2];
+
+  static HWY_INLINE Fp8Table plain() {
+    static constexpr E4m3Table kTable;
+    const auto at = [](const uint8_t* p) HWY_ATTR { return _mm512_load_si512(p); };
+    return {{at(kTable.high), at(kTable.high + 64)}, {at(kTable.low), at(kTable.low + 64)}};
+  }
+  // Times a scale of 2^(byte - 127), but for the zero.
+  static HWY_INLINE Fp8Table scaled(uint8_t byte) {
+    Fp8Table t = plain();
+    const __m512i exponent = _mm512_set1_epi16(static_cast<int16_t>((byte - 127) * 128)), mask = _mm512_set1_epi16(255);
+    DSV4_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      __m512i first = _mm512_unpacklo_epi8(t.low[i], t.high[i]), second = _mm512_unpackhi_epi8(t.low[i], t.high[i]);
+      first = _mm512_mask_add_epi16(first, i == 0 ? ~__mmask32{1} : ~__mmask32{0}, first, exponent);
+      second = _mm512_add_epi16(second, exponent);
+      t.low[i] = _mm512_packus_epi16(_mm512_and_si512(first, mask), _mm512_and_si512(second, mask));
+      t.high[i] = _mm512_packus_epi16(_mm512_srli_epi16(first, 8), _mm512_srli_epi16(second, 8));
+    }
+    return t;
+  }
+};
+
 struct Fp8Lines : Lines<WeightFormat::kFp8Tile128> {
   static constexpr float kFactor = 1.0f;
   using Codes = Fp8Codes;
-  static HWY_INLINE Codes load(const uint8_t* line) {
-    static constexpr E4m3Table kTable;
-    const auto at = [](const uint8_t* p) HWY_ATTR { return _mm512_load_si512(p); };
+  static HWY_INLINE Codes load(const uint8_t* line, const Fp8Table& table) {
     __m512i codes = _mm512_loadu_si512(line);
     asm("" : "+v"(codes));  // g++ would load it for each of its uses, and loads are what there is too little of
-    const __m512i high = _mm512_permutex2var_epi8(at(kTable.high), codes, at(kTable.high + 64));
+    const __m512i high = _mm512_permutex2var_epi8(table.high[0], codes, table.high[1]);
     const __m512i sign = _mm512_and_si512(codes, _mm512_set1_epi8(-0x80));
-    return {_mm512_or_si512(high, sign), _mm512_permutex2var_epi8(at(kTable.low), codes, at(kTable.low + 64))};
+    return {_mm512_or_si512(high, sign), _mm512_permutex2var_epi8(table.low[0], codes, table.low[1])};
+  }
+  static HWY_INLINE Codes load(const uint8_t* line) { return load(line, Fp8Table::plain()); }
+  // Whether a block's scales are all the same, as they are where the published tiles of 128 rows are not cut.
+  static HWY_INLINE bool one_scale(const uint8_t* scales) {
+    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales));
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi8(all, _mm256_set1_epi8(static_cast<char>(*scales)))) == -1;
   }
   static HWY_INLINE V16 take(const Codes& c, int index) {
     const __m512i pair = index == 0 ? _mm512_unpacklo_epi8(c.low, c.high) : _mm512_unpackhi_epi8(c.low, c.high);
@@ -321,7 +351,7 @@ struct Fp8 : Fp8Lines {
   struct Scales {
     const uint8_t* at;
     V16 scale[2];
-    HWY_INLINE Scales(const uint8_t* block, float) : at(block + block_value_bytes(kFormat)) {
+    HWY_INLINE Scales(const uint8_t* block, float) : at(scales_of(kFormat, block)) {
       for (int half = 0; half < 2; ++half) {
         scale[half] = ue8m0(bytes(0, half));
         DSV4_UNROLL

@@ -27,13 +27,34 @@ HWY_INLINE void prefetch(const uint8_t* p, int64_t bytes) {
 
 constexpr int64_t kUnitStep = 2 * kTileRows, kPackedUnits = kTileK / kUnitValues;
 
+#if HWY_TARGET == HWY_AVX3_DL
+// The lines of a block of FP8 whose scales are in the table.
+HWY_INLINE void decode_fp8(const uint8_t* line, const Fp8Table& table, float* units) {
+  constexpr int kUnits = Fp8::kLineUnits;
+  for (const uint8_t* end = line + block_value_bytes(Fp8::kFormat); line < end; units += kUnits * kUnitStep) {
+    DSV4_UNROLL
+    for (int part = 0; part < 4; ++part, line += kLineBytes) {
+      const Fp8::Codes codes = Fp8::load(line, table);
+      DSV4_UNROLL
+      for (int i = 0; i < kUnits; ++i) store16(Fp8::take(codes, i), units + i * kUnitStep + part * kHalfRows);
+    }
+  }
+}
+#endif
+
 // One packed block of a tile as units in the order of its lines, [pair of groups][unit][group of the pair][32 rows],
 // and its scales [groups][32 rows] unless they are folded in.
 template <class F, bool kFold>
 HWY_INLINE void decode(const uint8_t* block, float global_scale, float* units, float* scales) {
   constexpr int kGroups = static_cast<int>(kTileK) / F::kGroup;
   constexpr int kSteps = F::kGroup / kUnitValues / F::kLineUnits;
-  const uint8_t* line = block;
+  const uint8_t* line = values_of(F::kFormat, block);
+#if HWY_TARGET == HWY_AVX3_DL
+  if constexpr (kFold && F::kFormat == WeightFormat::kFp8Tile128) {
+    const uint8_t* bytes = scales_of(F::kFormat, block);
+    if (F::one_scale(bytes)) return decode_fp8(line, Fp8Table::scaled(*bytes), units);
+  }
+#endif
   typename F::template Scales<kFold> scale(block, global_scale);
   for (int pair = 0; pair < kGroups; pair += 2, scale.template advance<2>()) {
     typename F::Fold fold[4];
@@ -82,7 +103,7 @@ struct MicroArgs {
   int groups, group_units;
   bool first;  // block of K. With kTotalsStay `sums` has nothing yet
   // What to request of memory, so many bytes with every kAtOnce groups.
-  const uint8_t *ahead, *ahead_end;
+  const uint8_t* ahead;
   int64_t ahead_step;
   // With kTotalsStay, in the last block of K: where the totals go, [rows][to_stride] floats, or else BF16.
   float* to;
@@ -137,11 +158,11 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
   }
   const int64_t apart = a.group_units * a.x_stride;  // of the groups' units
   const uint8_t* ahead = a.ahead;
+  const float* w = a.w;
   for (int first = 0; first < a.groups; first += static_cast<int>(kAtOnce)) {
-    for (const uint8_t* end = std::min(ahead + a.ahead_step, a.ahead_end); ahead < end; ahead += kLineBytes) {
-      prefetch(ahead, kLineBytes);
-    }
-    const float* w = a.w + first / 2 * a.group_units * kUnitStep + first % 2 * kTileRows;
+    prefetch(ahead, a.ahead_step);
+    ahead += a.ahead_step;
+    if constexpr (kAtOnce == 1) w = a.w + first / 2 * a.group_units * kUnitStep + first % 2 * kTileRows;
     VF acc[kAtOnce][kR][kC];
     DSV4_UNROLL
     for (size_t s = 0; s < kAtOnce; ++s) {
@@ -151,7 +172,14 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
         for (size_t c = 0; c < kC; ++c) acc[s][r][c] = hn::Zero(df);
       }
     }
-    for (int k = 0; k < a.group_units; ++k, x += a.x_stride, w += kUnitStep) {
+    const float* at_once[kAtOnce];
+    DSV4_UNROLL
+    for (size_t s = 0; s < kAtOnce; ++s) {
+      at_once[s] = x + static_cast<int64_t>(s) * apart;
+      // g++ would move one pointer and keep the others' distances in registers, of which it then has too few.
+      asm("" : "+r"(at_once[s]));
+    }
+    for (int k = a.group_units; k > 0; --k, w += kUnitStep) {
       DSV4_UNROLL
       for (size_t s = 0; s < kAtOnce; ++s) {
         VF value[kC];
@@ -159,13 +187,14 @@ HWY_NOINLINE void micro(const MicroArgs& a) {
         for (size_t c = 0; c < kC; ++c) value[c] = hn::LoadU(df, w + s * kTileRows + c * kLanes);
         DSV4_UNROLL
         for (size_t r = 0; r < kR; ++r) {
-          const VF xr = broadcast(x + static_cast<int64_t>(s) * apart + r);
+          const VF xr = broadcast(at_once[s] + r);
           DSV4_UNROLL
           for (size_t c = 0; c < kC; ++c) acc[s][r][c] = dot(xr, value[c], acc[s][r][c]);
         }
+        at_once[s] += a.x_stride;
       }
     }
-    x += static_cast<int64_t>(kAtOnce - 1) * apart;
+    x = at_once[kAtOnce - 1];
     DSV4_UNROLL
     for (size_t s = 0; s < kAtOnce; ++s) {
       DSV4_UNROLL
@@ -213,13 +242,12 @@ HWY_NOINLINE void micro_run(MicroArgs& a, int64_t count, int64_t x_step, int64_t
       prefetch(a.ahead, share);
       a.ahead += share;
     }
-    a.ahead_end = a.ahead + (a.ahead_step == 0 ? 0 : share);
     if (a.to) request_lines(a.to, a.to_stride, kR);
     if (a.to_bf16) request_lines(a.to_bf16, a.to_stride, kR);
     constexpr int64_t kStep = static_cast<int64_t>(kCols * kLanes);
     for (int64_t column = 0; column < kTileRows; column += kStep) {
       micro<kR, kFold>(a);
-      a.ahead = a.ahead_end;
+      a.ahead += a.ahead_step * a.groups / static_cast<int64_t>(kAtOnce);
       a.w += kStep;
       a.scales += kStep;
       a.sums += kStep;
@@ -288,6 +316,7 @@ void multiply_block(const TileBlock& t, const PieceRows& x, int64_t depth, const
   // What is read next is requested with every block of rows, and within it where that is much: a burst waits for itself.
   constexpr int64_t kBurst = 32 * kLineBytes;
   const int64_t share = t.ahead ? ceil_div(t.ahead_bytes * kPanels.most, x.rows() * kLineBytes) * kLineBytes : 0;
+  const int64_t requests = groups / static_cast<int>(kAtOnce) * (kTileRows / static_cast<int64_t>(kCols * kLanes));
   MicroArgs a{.x = x.x + kPanels.at(n, depth, x.first(), t.b),
               .x_stride = 0,
               .w = t.units,
@@ -297,8 +326,7 @@ void multiply_block(const TileBlock& t, const PieceRows& x, int64_t depth, const
               .group_units = kGroupUnits,
               .first = t.b == 0,
               .ahead = t.ahead,
-              .ahead_end = nullptr,
-              .ahead_step = share > kBurst ? ceil_div(share, groups / static_cast<int>(kAtOnce) * kLineBytes) * kLineBytes : 0,
+              .ahead_step = share > kBurst ? ceil_div(share, requests * kLineBytes) * kLineBytes : 0,
               .to = nullptr,
               .to_bf16 = nullptr,
               .to_stride = to.stride};
@@ -334,13 +362,14 @@ void gemm_as(const Tiles& w, int64_t tile, int64_t tiles, const PieceRows& x, fl
   const GemmScratch s(scratch);
   if (!kTotalsStay) memset(s.sums, 0, static_cast<size_t>(x.n * tiles * kTileRows) * sizeof(float));
   const int64_t blocks = ceil_div(w.blocks(), kBlockPacked), count = blocks * tiles;
+  const auto packed_in = [&](int64_t b) { return std::min(kBlockPacked, w.blocks() - b * kBlockPacked); };
   // After the last of these tiles' come the next tiles' first.
   const auto packed_at = [&](int64_t i) {
     const int64_t t = tile + i / count * tiles + i % tiles;
     return t < w.tiles() ? w.data + t * w.tile_bytes() + i % count / tiles * kBlockPacked * kBytes : nullptr;
   };
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t b = i / tiles, packed = std::min(kBlockPacked, w.blocks() - b * kBlockPacked);
+    const int64_t b = i / tiles, packed = packed_in(b);
     const uint8_t* block = packed_at(i);
     if constexpr (!kAsPacked) {
       for (int64_t j = 0; j < packed; ++j) {
@@ -355,7 +384,7 @@ void gemm_as(const Tiles& w, int64_t tile, int64_t tiles, const PieceRows& x, fl
                               .last = b + 1 == blocks,
                               .column = i % tiles * kTileRows,
                               .ahead = packed_at(i + 1),
-                              .ahead_bytes = packed * kBytes},
+                              .ahead_bytes = packed_in((i + 1) % count / tiles) * kBytes},
                              x, w.padded_cols() / kUnitValues, to);
   }
 }

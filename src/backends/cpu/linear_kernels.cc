@@ -44,7 +44,7 @@ void gemv(const Tiles& w, int64_t tile, const float* x, int64_t x_stride, float*
   for (int r = 0; r < kRowsAtOnce; ++r) total[0][r] = total[1][r] = set16(0.0f);
   for (int64_t b = w.blocks(); b > 0; --b, block += kBytes) {
     typename F::template Scales<kFold> scales(block, w.global_scale);
-    const uint8_t* lines = block;
+    const uint8_t* lines = values_of(F::kFormat, block);
     for (int first = 0; first < kGroups; first += kSide, scales.template advance<kSide>()) {
       V16 acc[kG][2][kR];
       DSV4_UNROLL

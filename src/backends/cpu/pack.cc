@@ -100,7 +100,7 @@ struct PackedBlock {
 };
 
 PackedBlock pack_block(const Tiles& t, const Published& source, int64_t first_row, int64_t tile, int64_t b,
-                       uint8_t* out) {
+                       uint8_t* block) {
   PackedBlock found;
   static constexpr uint8_t kZeros[kTileK * 4] = {};
   const int64_t values = block_value_bytes(t.format);
@@ -122,6 +122,7 @@ PackedBlock pack_block(const Tiles& t, const Published& source, int64_t first_ro
     }
     if (t.format == WeightFormat::kFp8Tile128 && any_nan_code(rows[r], k_bytes)) found.nan_row = row;
   }
+  uint8_t* out = values_of(t.format, block);
   switch (t.format) {
     case WeightFormat::kMxfp4:
     case WeightFormat::kNvfp4: interleave(t.format, rows, nibbles_sorted, out); break;
@@ -131,6 +132,7 @@ PackedBlock pack_block(const Tiles& t, const Published& source, int64_t first_ro
     case WeightFormat::kI32: interleave(t.format, rows, std::identity(), out); break;
   }
   const int64_t scales = block_scales(t.format);
+  uint8_t* scale_out = scales_of(t.format, block);
   const bool powers = t.format != WeightFormat::kNvfp4;
   for (int64_t r = 0; r < kTileRows; ++r) {
     const int64_t row = tile * kTileRows + r;
@@ -142,7 +144,7 @@ PackedBlock pack_block(const Tiles& t, const Published& source, int64_t first_ro
       const uint8_t scale = from && at < source.scale_row ? from[at] : powers ? 127 : 0;
       if (!powers && is_nan_code(scale)) found.nan_row = row;
       found.scales_fold &= powers && folds(scale);
-      out[scale_at(t.format, s, r)] = scale;
+      scale_out[scale_at(t.format, s, r)] = scale;
     }
   }
   return found;
@@ -159,7 +161,7 @@ void unpack_tile(const Tiles& t, int64_t first_row, int64_t tile, uint8_t* value
       uint8_t* to = values + row * layout.row_bytes + b * k_bytes;
       const int64_t here = std::min(k_bytes, layout.row_bytes - b * k_bytes);
       for (int64_t i = 0; i < here; i += kWord) {
-        const uint8_t* line = block + line_at(t.format, i / kWord, r / kHalfRows);
+        const uint8_t* line = values_of(t.format, block) + line_at(t.format, i / kWord, r / kHalfRows);
         uint32_t word = 0;
         for (int64_t upper = 0; upper < 2; ++upper) {
           uint16_t half;
@@ -174,7 +176,7 @@ void unpack_tile(const Tiles& t, int64_t first_row, int64_t tile, uint8_t* value
       const int64_t count = scales ? block_scales(t.format) : 0;
       for (int64_t s = 0; s < count && b * count + s < layout.scale_row; ++s) {
         scales[row / layout.rows_per_scale * layout.scale_row + b * count + s] =
-            block[scale_at(t.format, s, r)];
+            scales_of(t.format, block)[scale_at(t.format, s, r)];
       }
     }
   }

@@ -8,7 +8,7 @@
 //   BF16          [16 rows] u32: 2 values of K, high half first
 //   F32           [16 rows]
 // Lines lie as `gemv` reads them, which is with two groups of K side by side: pair of groups, line of
-// the group, group of the pair, half of the tile. Then come the block's scales, so that they need few
+// the group, group of the pair, half of the tile. Then come the block's scales (`scales_of`), so that they need few
 // instructions on their way to lanes of 32 bits:
 //   MXFP4  [2 halves][16 rows] u32: 4 UE8M0, the first in the lowest byte
 //   NVFP4  [4 pairs of groups][2 halves][16 rows] u16: 2 E4M3, the first in the high byte
@@ -81,18 +81,30 @@ constexpr int64_t block_bytes(WeightFormat format) {
   return block_value_bytes(format) + block_scales(format) * kTileRows;
 }
 
-// Where in a block the row's scale number `index` lies.
+// Values begin at a line of the cache, as matrices do: a vector that lies in two lines is slow to load where these are in
+// different pages. A block of FP8 has half a line of scales, so every other one begins in the middle of a line; those have
+// their scales first.
+template <class Byte>
+Byte* values_of(WeightFormat format, Byte* block) {
+  if (block_bytes(format) % kLineBytes == 0) return block;
+  return block + reinterpret_cast<uintptr_t>(block) % kLineBytes;
+}
+template <class Byte>
+Byte* scales_of(WeightFormat format, Byte* block) {
+  return values_of(format, block) == block ? block + block_value_bytes(format) : block;
+}
+
+// Where among a block's scales the row's number `index` lies.
 constexpr int64_t scale_at(WeightFormat format, int64_t index, int64_t row) {
-  int64_t at = row;
-  if (format == WeightFormat::kMxfp4) at = row * 4 + index;
-  if (format == WeightFormat::kNvfp4) at = (index / 2 * kTileRows + row) * 2 + 1 - index % 2;
-  return block_value_bytes(format) + at;
+  if (format == WeightFormat::kMxfp4) return row * 4 + index;
+  if (format == WeightFormat::kNvfp4) return (index / 2 * kTileRows + row) * 2 + 1 - index % 2;
+  return row;
 }
 
 // One matrix [rows, cols] in this layout.
 struct Tiles {
   WeightFormat format = WeightFormat::kBf16;
-  uint8_t* data = nullptr;  // [tiles][blocks][block_bytes]
+  uint8_t* data = nullptr;  // [tiles][blocks][block_bytes], at a multiple of kLineBytes
   int64_t rows = 0, cols = 0;
   float global_scale = 1.0f;  // NVFP4
   // Every scale is a power of two (UE8M0, or none) so far from the ends of the range that it may be
