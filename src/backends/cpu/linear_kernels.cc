@@ -317,7 +317,37 @@ void expand_bf16(const bf16* x, int64_t K, float* out) {
 }
 #endif
 
+#if HWY_TARGET == HWY_AVX3_DL
+// 16 units of a whole panel at a time, and how many units that were.
+int64_t transpose_panel(const float* x, int64_t stride, int64_t n, float* out) {
+  static_assert(kPanels.most == 4);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16, x += 16, out += 64) {
+    const auto row = [&](int64_t r) HWY_ATTR { return _mm512_loadu_si512(x + r * stride); };
+    const __m512i a = row(0), b = row(1), c = row(2), d = row(3);
+    const __m512i ab = _mm512_unpacklo_epi32(a, b), AB = _mm512_unpackhi_epi32(a, b);
+    const __m512i cd = _mm512_unpacklo_epi32(c, d), CD = _mm512_unpackhi_epi32(c, d);
+    // Of unit 0 (1, 2, 3) of every four the four rows; then whole fours.
+    const __m512i u0 = _mm512_unpacklo_epi64(ab, cd), u1 = _mm512_unpackhi_epi64(ab, cd);
+    const __m512i u2 = _mm512_unpacklo_epi64(AB, CD), u3 = _mm512_unpackhi_epi64(AB, CD);
+    const __m512i even01 = _mm512_shuffle_i32x4(u0, u1, 0x88), odd01 = _mm512_shuffle_i32x4(u0, u1, 0xdd);
+    const __m512i even23 = _mm512_shuffle_i32x4(u2, u3, 0x88), odd23 = _mm512_shuffle_i32x4(u2, u3, 0xdd);
+    _mm512_storeu_si512(out, _mm512_shuffle_i32x4(even01, even23, 0x88));
+    _mm512_storeu_si512(out + 16, _mm512_shuffle_i32x4(odd01, odd23, 0x88));
+    _mm512_storeu_si512(out + 32, _mm512_shuffle_i32x4(even01, even23, 0xdd));
+    _mm512_storeu_si512(out + 48, _mm512_shuffle_i32x4(odd01, odd23, 0xdd));
+  }
+  return i;
+}
+#endif
+
 void transpose(const float* x, int64_t stride, int64_t rows, int64_t n, float* out) {
+#if HWY_TARGET == HWY_AVX3_DL
+  if (rows == kPanels.most) {
+    const int64_t whole = transpose_panel(x, stride, n, out);
+    x += whole, n -= whole, out += whole * rows;
+  }
+#endif
   int64_t done = 0;  // rows
 #if HWY_TARGET != HWY_SCALAR
   const hn::Full128<float> d;

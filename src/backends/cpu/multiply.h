@@ -25,6 +25,9 @@ inline Result<float*> take_worker_scratch(Workspace::Scope& scope, const ThreadP
   return scope.take<float>(pool.threads() * kWorkerFloats);
 }
 
+// Values that are rounded at once, while as many of the next panel's come from memory: more would wait for each other.
+constexpr int64_t kFillStep = 512;
+
 // n rows of activations, as panels of units (kernels.h). `row(i)` gives the i-th row's BF16 values.
 struct Panels {
   const LinearKernels* kernels = nullptr;
@@ -56,13 +59,13 @@ struct Panels {
     float* to = data + piece * kPieceRows * row_units();
     for (int64_t r = 0; r < count; ++r) {
       const int64_t t = piece * kPieceRows + begin + r;
-      // The next panel's row comes from memory meanwhile.
-      if (t + cut().most < rows) {
-        const char* next = reinterpret_cast<const char*>(row(t + cut().most) + k);
-        for (int64_t i = 0; i < values * 2; i += 64) __builtin_prefetch(next + i, 0, 2);
+      const bf16 *from = row(t) + k, *next = t + cut().most < rows ? row(t + cut().most) + k : nullptr;
+      float* units = n == 1 ? to + unit : scratch + r * stride;
+      for (int64_t done = 0; done < values; done += kFillStep) {
+        const int64_t here = std::min(kFillStep, values - done);
+        for (int64_t i = 0; next && i < here; i += 32) __builtin_prefetch(next + done + i, 0, 2);
+        (act8 ? kernels->expand_act8 : kernels->expand_bf16)(from + done, here, units + done / kernels->unit_values);
       }
-      (act8 ? kernels->expand_act8 : kernels->expand_bf16)(row(t) + k, values,
-                                                           n == 1 ? to + unit : scratch + r * stride);
     }
     if (n == 1) return;
     const int64_t block = cut().block;
