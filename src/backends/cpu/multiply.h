@@ -63,7 +63,7 @@ struct Panels {
       float* units = n == 1 ? to + unit : scratch + r * stride;
       for (int64_t done = 0; done < values; done += kFillStep) {
         const int64_t here = std::min(kFillStep, values - done);
-        for (int64_t i = 0; next && i < here; i += 32) __builtin_prefetch(next + done + i, 0, 2);
+        for (int64_t i = 0; next && i < here; i += 32) __builtin_prefetch(next + done + i);
         (act8 ? kernels->expand_act8 : kernels->expand_bf16)(from + done, here, units + done / kernels->unit_values);
       }
     }
